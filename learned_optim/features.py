@@ -1,0 +1,129 @@
+"""What a learned rule sees of a gradient: preprocessing per coordinate, some of it with a memory.
+
+A feature set has a number of inputs per coordinate (``size``), a first state, and a pure step. `FEATURES` is their
+table; `LSTMRule` takes one name or several.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from learned_optim.types import Tensors
+
+
+class Features(ABC):
+    """Inputs of a coordinatewise rule, computed from the gradient and a state of their own."""
+
+    size: int
+    """Inputs per coordinate."""
+    descent: tuple[float, ...]
+    """The weights that make of the inputs a plain descent direction of about unit size."""
+    bounded: bool
+    """Whether the natural output on top is bounded: inputs without the gradient's scale ask for one."""
+
+    def init_state(self, param: Tensor, *, dtype: torch.dtype) -> Tensors:
+        """The state of one parameter: tensors of its shape, or 0-dimensional."""
+        return {}
+
+    @abstractmethod
+    def __call__(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        """Inputs of shape ``grad.shape + (size,)``, and the new values of what `init_state` created in ``state``."""
+
+
+def log_and_sign(grad: Tensor, *, p: float = 10.0) -> tuple[Tensor, Tensor]:
+    """(log|g| / p, sign g) where |g| >= e^-p, else (-1, e^p g).
+
+    Neighbouring orders of magnitude become neighbouring numbers, and tiny gradients go linearly to zero.
+
+    Source: Andrychowicz et al. 2016, appendix A. The authors' code clamps the logarithm and e^p g instead.
+    """
+    small = grad.abs() < math.exp(-p)
+    # The logarithm is not even computed at zero: its infinite slope would turn into NaN behind the second `where`.
+    magnitude = torch.where(small, torch.ones_like(grad), grad.abs())
+    log = torch.where(small, -torch.ones_like(grad), magnitude.log() / p)
+    sign = torch.where(small, grad * math.exp(p), torch.sign(grad))
+    return log, sign
+
+
+def count_steps(step: Tensor, grad: Tensor) -> Tensor:
+    """The step counter after a step: it starts to run with the first gradient that is not all zero.
+
+    Zero gradients before that leave every moment at zero, so that counting them would only spoil the bias correction;
+    torch.distributed.checkpoint takes such a step to create the state. ``step`` is 0-dimensional.
+    """
+    return step + ((step > 0) | (grad != 0).any()).to(step.dtype)
+
+
+def corrected_moments(
+    grad: Tensor, m: Tensor, v: Tensor, step: Tensor, *, betas: tuple[float, float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Running means of g and g^2, and the same without the bias towards their first value, zero.
+
+    m' = b1 m + (1 - b1) g, v' = b2 v + (1 - b2) g^2, m^ = m' / (1 - b1^t), v^ = v' / (1 - b2^t).
+
+    Args:
+        grad: g, any shape.
+        m: First moment, shape of g.
+        v: Second moment, shape of g.
+        step: t, this step included, 0-dimensional. At t = 0 nothing has been seen and m^ = v^ = 0.
+        betas: b1 and b2 in [0, 1).
+
+    Returns:
+        m', v', m^ and v^.
+
+    Source: Kingma & Ba 2015, algorithm 1.
+    """
+    m = betas[0] * m + (1 - betas[0]) * grad
+    v = betas[1] * v + (1 - betas[1]) * grad.square()
+    t = step.clamp(min=1)
+    return m, v, m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+
+
+def over_root(numerator: Tensor, v: Tensor, *, eps: float = 1e-8) -> Tensor:
+    """numerator / (sqrt(v) + eps), and 0 with finite derivatives where v = 0."""
+    seen = v > 0
+    root = torch.where(seen, v, torch.ones_like(v)).sqrt()
+    return torch.where(seen, numerator / (root + eps), torch.zeros_like(numerator))
+
+
+class LogSign(Features):
+    """`log_and_sign` of the gradient: two inputs, no state. Source: Andrychowicz et al. 2016."""
+
+    size = 2
+    descent = (0.0, -1.0)
+    bounded = False
+
+    def __call__(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        return torch.stack(log_and_sign(grad), dim=-1), {}
+
+
+class Moments(Features):
+    """(m^ / sqrt(v^), g / sqrt(v^)): two inputs that do not depend on the gradient's scale.
+
+    The state per coordinate is m and v, and the step counter per tensor.
+
+    Source: Lv et al. 2017 (RNNprop), section 4, beta = 0.95 for both moments. Deviation: `count_steps` does not count
+    steps before the first gradient that is not zero.
+    """
+
+    size = 2
+    descent = (-1.0, 0.0)
+    bounded = True
+    betas = (0.95, 0.95)
+
+    def init_state(self, param: Tensor, *, dtype: torch.dtype) -> Tensors:
+        zeros = torch.zeros_like(param, dtype=dtype)
+        return {"step": zeros.new_zeros((), dtype=torch.float32), "m": zeros, "v": zeros.clone()}
+
+    def __call__(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        step = count_steps(state["step"], grad)
+        m, v, m_hat, v_hat = corrected_moments(grad, state["m"], state["v"], step, betas=self.betas)
+        inputs = torch.stack((over_root(m_hat, v_hat), over_root(grad, v_hat)), dim=-1)
+        return inputs, {"step": step, "m": m, "v": v}
+
+
+FEATURES: dict[str, Features] = {"log_sign": LogSign(), "moments": Moments()}

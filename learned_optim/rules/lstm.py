@@ -1,0 +1,156 @@
+"""The coordinatewise LSTM optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learned_optim.cells import lstm_cell
+from learned_optim.features import FEATURES
+from learned_optim.rule import Rule
+from learned_optim.types import RuleState, Tensors
+
+
+class LSTMRule(Rule):
+    """[u, h'] = m(g, h; phi): one small LSTM looks at every coordinate, with shared weights and a state for each.
+
+    The features of the gradient go through ``num_layers`` LSTM layers, and a linear head gives the update::
+
+        u = output_scale * (w h + b [+ s features])                 bounded=False
+        u = output_scale * tanh(w h + b [+ s features])             bounded=True
+
+    Args:
+        features: A name of `learned_optim.features.FEATURES`, or several whose inputs are put side by side.
+            ``"log_sign"``: log-magnitude and sign, as in the paper. ``"moments"``: normalised moments as in RNNprop,
+            which carry over to other activations because they do not depend on the gradient's scale.
+        hidden_size: H, units per layer (the paper: 20).
+        num_layers: L (the paper: 2).
+        output_scale: Unit of the update. The paper uses 0.1 for neural networks, its code 0.01.
+        bounded: Whether the output goes through tanh (RNNprop). By default when ``features`` holds moments.
+        shortcut: Adds a learned linear map s from the features to the output, as Wichrowska et al. 2017 do for the
+            gradient. The map starts at a descent direction and the head at zero, so that the untrained rule already is
+            a plain normalised descent with rate ``0.3 * output_scale``. Off by default, as in the paper.
+        move_unseen: Whether coordinates move whose gradient has always been zero, as they do in the paper. By default
+            they stay, with their state at zero: an unused embedding row or a dead pixel is left alone. The state
+            itself tells, so that this costs no memory.
+
+    The LSTM runs in the dtype of its weights, whatever the dtype of the parameters; so does its state, per coordinate
+    ``hidden_i`` and ``cell_i`` of shape ``param.shape + (H,)`` for each layer i, beside what the features remember.
+
+    Raises:
+        ValueError: An unknown feature, or a size or scale out of range.
+
+    Source: Andrychowicz et al. 2016, section 2.1; Lv et al. 2017, section 4, for ``"moments"`` and ``bounded``.
+    Deviations: ``move_unseen=False``; the forget gate's bias starts at 1.
+    """
+
+    coordinatewise = True
+
+    def __init__(
+        self,
+        features: str | Sequence[str] = "log_sign",
+        hidden_size: int = 20,
+        num_layers: int = 2,
+        output_scale: float = 0.1,
+        *,
+        bounded: bool | None = None,
+        shortcut: bool = False,
+        move_unseen: bool = False,
+    ) -> None:
+        super().__init__()
+        self.features = (features,) if isinstance(features, str) else tuple(features)
+        unknown = [name for name in self.features if name not in FEATURES]
+        if unknown or not self.features:
+            raise ValueError(f"LSTMRule: unknown features {unknown or features!r}; there are {sorted(FEATURES)}")
+        if hidden_size < 1 or num_layers < 1:
+            raise ValueError(f"LSTMRule: hidden_size and num_layers must be >= 1, got {hidden_size} and {num_layers}")
+        if not (math.isfinite(output_scale) and output_scale > 0):
+            raise ValueError(f"LSTMRule: output_scale must be finite and > 0, got {output_scale}")
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.output_scale = float(output_scale)
+        self.bounded = any(FEATURES[name].bounded for name in self.features) if bounded is None else bounded
+        self.move_unseen = move_unseen
+        inputs = sum(FEATURES[name].size for name in self.features)
+        sizes = [inputs, *[hidden_size] * (num_layers - 1)]
+        self.weights = nn.ParameterList(torch.empty(4 * hidden_size, size + hidden_size) for size in sizes)
+        self.biases = nn.ParameterList(torch.empty(4 * hidden_size) for _ in sizes)
+        self.head = nn.Linear(hidden_size, 1)
+        self.shortcut = nn.Parameter(torch.empty(inputs)) if shortcut else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws new weights, with torch's global random numbers and the bounds of ``nn.LSTM``."""
+        bound = self.hidden_size**-0.5
+        with torch.no_grad():
+            for weight, bias in zip(self.weights, self.biases, strict=True):
+                weight.uniform_(-bound, bound)
+                bias.zero_()
+                bias[self.hidden_size : 2 * self.hidden_size] = 1.0
+            self.head.reset_parameters()
+            if self.shortcut is not None:
+                descent = [weight for name in self.features for weight in FEATURES[name].descent]
+                self.shortcut.copy_(0.3 / len(self.features) * torch.tensor(descent))
+                self.head.weight.zero_()
+            self.head.bias.zero_()
+
+    def init_state(self, params: Tensors, *, generator: torch.Generator | None = None) -> RuleState:
+        dtype = self.head.weight.dtype
+        per_param = {}
+        for name, param in params.items():
+            state: Tensors = {}
+            for feature in self.features:
+                state |= FEATURES[feature].init_state(param, dtype=dtype)
+            for i in range(self.num_layers):
+                for key in (f"hidden_{i}", f"cell_{i}"):
+                    state[key] = torch.zeros(*param.shape, self.hidden_size, dtype=dtype, device=param.device)
+            per_param[name] = state
+        return RuleState(per_param, {})
+
+    def forward(self, grads: Tensors, state: RuleState, params: Tensors) -> tuple[Tensors, RuleState]:
+        updates: Tensors = {}
+        per_param = dict(state.per_param)
+        for name, grad in grads.items():
+            updates[name], per_param[name] = self._step(grad.to(self.head.weight.dtype), state.per_param[name])
+        return updates, RuleState(per_param, state.shared)
+
+    def _step(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        new = dict(state)
+        inputs = []
+        for name in self.features:
+            values, remembered = FEATURES[name](grad, state)
+            inputs.append(values)
+            new |= remembered
+        features = x = torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0]  # (..., F)
+
+        seen = None if self.move_unseen else (grad != 0) | (state["cell_0"] != 0).any(dim=-1)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x, cell = lstm_cell(x, state[f"hidden_{i}"], state[f"cell_{i}"], weight, bias)  # (..., H)
+            if seen is not None:
+                x, cell = x * seen.unsqueeze(-1), cell * seen.unsqueeze(-1)
+            new[f"hidden_{i}"], new[f"cell_{i}"] = x, cell
+
+        out = self.head(x).squeeze(-1)
+        if self.shortcut is not None:
+            out = out + features @ self.shortcut
+        out = torch.tanh(out) if self.bounded else out
+        update = self.output_scale * (out if seen is None else out * seen)
+        return update, new
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "features": list(self.features),
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "output_scale": self.output_scale,
+            "bounded": self.bounded,
+            "shortcut": self.shortcut is not None,
+            "move_unseen": self.move_unseen,
+        }
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value!r}" for key, value in self.config().items())

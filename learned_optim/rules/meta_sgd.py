@@ -1,0 +1,78 @@
+"""Gradient descent with a learned rate for every coordinate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learned_optim.rule import Rule
+from learned_optim.types import RuleState, Tensors
+
+
+class MetaSGDRule(Rule):
+    """u = -alpha o g, alpha of the parameters' shapes and learned; a rate may become negative.
+
+    Args:
+        params: The parameters by name; only their names, shapes, dtypes and devices are used.
+        alpha: The first value of every rate, or a range ``(low, high)`` to draw each one from uniformly, with torch's
+            global random numbers.
+
+    Raises:
+        ValueError: ``params`` is empty, or ``alpha`` is neither a finite number nor a range.
+
+    Source: Li et al. 2017, equation 4; there alpha is drawn from [0.005, 0.1] for regression.
+    """
+
+    def __init__(self, params: Tensors, alpha: float | Sequence[float] = 0.01) -> None:
+        super().__init__()
+        if not params:
+            raise ValueError("MetaSGDRule: params is empty; it needs the tensors whose rates it shall hold")
+        self._low, self._high = _range(alpha)
+        self.names: list[str] = []
+        self.rates = nn.ParameterList()
+        for name, param in params.items():
+            self.add(name, param)
+
+    @property
+    def alpha(self) -> Tensors:
+        """The rates by parameter name."""
+        return dict(zip(self.names, self.rates, strict=True))
+
+    def add(self, name: str, param: Tensor) -> None:
+        """Starts rates for one more parameter."""
+        if name in self.names:
+            raise ValueError(f"MetaSGDRule: there are rates for {name!r} already")
+        dtype = torch.promote_types(param.dtype, torch.float32)
+        self.names.append(name)
+        self.rates.append(nn.Parameter(torch.empty_like(param, dtype=dtype).uniform_(self._low, self._high)))
+
+    def init_state(self, params: Tensors, *, generator: torch.Generator | None = None) -> RuleState:
+        return RuleState({name: {} for name in params}, {})
+
+    def forward(self, grads: Tensors, state: RuleState, params: Tensors) -> tuple[Tensors, RuleState]:
+        alpha = self.alpha
+        unknown = [name for name in grads if name not in alpha]
+        if unknown:
+            raise KeyError(f"MetaSGDRule: no rates for parameter {unknown[0]!r}; it has rates for {self.names}")
+        return {name: -alpha[name] * grad for name, grad in grads.items()}, state
+
+    def config(self) -> dict[str, Any]:
+        return {"params": {name: list(rate.shape) for name, rate in self.alpha.items()}}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> MetaSGDRule:
+        return cls({name: torch.empty(shape) for name, shape in config["params"].items()})
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={tuple(rate.shape)}" for name, rate in self.alpha.items())
+
+
+def _range(alpha: float | Sequence[float]) -> tuple[float, float]:
+    low, high = (alpha, alpha) if isinstance(alpha, (int, float)) else (float(value) for value in alpha)
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(f"MetaSGDRule: alpha must be a finite number or a range (low, high), got {alpha}")
+    return low, high

@@ -1,0 +1,112 @@
+"""The differentiable driver: several steps of a rule as one function of its first parameters and of phi."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from learned_optim.rule import apply_updates, oriented
+from learned_optim.types import Batch, LossFn, RuleState, Scalar, Tensors, Update
+
+
+class Unrolled(NamedTuple):
+    """What `unroll` returns.
+
+    Attributes:
+        params: theta_K, after the last step.
+        state: The rule's state after the last step.
+        losses: Shape (K,): the loss at theta_0, ..., theta_{K-1}, each on its step's batch.
+    """
+
+    params: Tensors
+    state: RuleState
+    losses: Tensor
+
+
+def unroll(
+    update: Update,
+    loss_fn: LossFn,
+    params: Tensors,
+    state: RuleState,
+    *,
+    steps: int,
+    batches: Iterable[Batch] | None = None,
+    lr: Scalar | Mapping[str, Scalar] = 1.0,
+    weight_decay: Scalar | Mapping[str, Scalar] = 0.0,
+    maximize: bool = False,
+    first_order: bool = False,
+) -> Unrolled:
+    """Takes ``steps`` steps of ``update`` on ``loss_fn`` and keeps everything differentiable.
+
+    theta_{k+1} = theta_k + lr u_k, with [u_k, h_{k+1}] = update(grad L(theta_k), h_k, theta_k).
+
+    The result can be differentiated by ``backward()`` and by torch.func, batched with vmap, and run under
+    ``no_grad`` and ``inference_mode``. Truncated backpropagation is calling again with detached parameters and state
+    (`detached`).
+
+    Args:
+        update: A rule, `bind` of one, or any callable of that signature.
+        loss_fn: ``loss_fn(params)``, or ``loss_fn(params, batch)`` when ``batches`` is given; returns a scalar.
+        params: theta_0 by name.
+        state: ``rule.init_state(params)``, or the state of the last window.
+        steps: K >= 0.
+        batches: One batch for each step; more are left unread.
+        lr: See `apply_updates`.
+        weight_decay: See `apply_updates`.
+        maximize: Ascend instead: the rule is given the negated gradients.
+        first_order: Treats the gradients handed to the rule as constants, as Andrychowicz et al. 2016 and
+            first-order MAML do: no second derivatives. phi and theta_0 keep their own gradients.
+
+    Raises:
+        ValueError: ``steps`` is negative or no whole number, ``batches`` ends early, or the loss is no scalar.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"unroll: steps must be a whole number >= 0, got {steps!r}")
+    stream = None if batches is None else iter(batches)
+    losses: list[Tensor] = []
+    for k in range(steps):
+        arguments: tuple[Batch, ...] = ()
+        if stream is not None:
+            try:
+                arguments = (next(stream),)
+            except StopIteration:
+                raise ValueError(f"unroll: batches ended after {k} of {steps} steps") from None
+        loss, grads = _value_and_grad(loss_fn, params, arguments, first_order=first_order)
+        updates, state = update(oriented(grads, maximize=maximize), state, params)
+        params = apply_updates(params, updates, lr=lr, weight_decay=weight_decay)
+        losses.append(loss)
+    return Unrolled(params, state, torch.stack(losses) if losses else torch.empty(0))
+
+
+def _value_and_grad(
+    loss_fn: LossFn, params: Tensors, arguments: tuple[Batch, ...], *, first_order: bool
+) -> tuple[Tensor, Tensors]:
+    loss, pullback = torch.func.vjp(lambda theta: loss_fn(theta, *arguments), params)
+    if loss.dim() != 0:
+        raise ValueError(f"unroll: loss_fn must return a scalar, got shape {tuple(loss.shape)}")
+    # Without this, first order would still record the graph of the gradient, only to drop it.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
+        (grads,) = pullback(torch.ones_like(loss))
+    return loss, {name: grad.detach() for name, grad in grads.items()} if first_order else grads
+
+
+def meta_loss(losses: Tensor, weights: Tensor | Sequence[float] | None = None) -> Tensor:
+    """sum_t w_t L(theta_t): the objective on which an optimizer is trained.
+
+    Args:
+        losses: L(theta_t), shape (..., K).
+        weights: w_t, shape (K,). All 1 by default.
+
+    Source: Andrychowicz et al. 2016, equation 3.
+    """
+    return losses.sum(dim=-1) if weights is None else (losses * torch.as_tensor(weights).to(losses)).sum(dim=-1)
+
+
+def detached(params: Tensors, state: RuleState) -> tuple[Tensors, RuleState]:
+    """The same values without their history: where truncated backpropagation cuts."""
+    per_param = {name: {key: value.detach() for key, value in own.items()} for name, own in state.per_param.items()}
+    shared = {key: value.detach() for key, value in state.shared.items()}
+    return {name: value.detach() for name, value in params.items()}, RuleState(per_param, shared)

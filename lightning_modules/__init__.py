@@ -1,0 +1,19 @@
+"""LightningModules that wrap meta-training."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_modules.learn_optimizer import LearnedOptimizerModule
+
+_HOME = {"LearnedOptimizerModule": "learn_optimizer"}
+__all__ = ["LearnedOptimizerModule"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used, so that the command line can do without Lightning what does not need it.
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
