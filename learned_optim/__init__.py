@@ -1,21 +1,45 @@
 """Learned optimizers as drop-in ``torch.optim.Optimizer`` subclasses, and the means to train them."""
 
+from importlib.util import find_spec as _find_spec
+
+from learned_optim.checkpoint import (
+    CheckpointError,
+    available_checkpoints,
+    load_checkpoint,
+    read_record,
+    save_checkpoint,
+)
+from learned_optim.optimizers import LSTMOptimizer, MetaSGD, RuleOptimizer
 from learned_optim.rule import Rule, apply_updates, bind
 from learned_optim.rules import LSTMRule, MetaSGDRule, SGDRule
 from learned_optim.types import RuleState, Tensors
 from learned_optim.unroll import Unrolled, detached, meta_loss, unroll
 
 __all__ = [
+    "CheckpointError",
+    "LSTMOptimizer",
     "LSTMRule",
+    "MetaSGD",
     "MetaSGDRule",
     "Rule",
+    "RuleOptimizer",
     "RuleState",
     "SGDRule",
     "Tensors",
     "Unrolled",
     "apply_updates",
+    "available_checkpoints",
     "bind",
     "detached",
+    "load_checkpoint",
     "meta_loss",
+    "read_record",
+    "save_checkpoint",
     "unroll",
 ]
+
+if _find_spec("higher") is not None:
+    # Registers the optimizers with higher, and adds `inner_loop`.
+    from learned_optim.higher_bridge import inner_loop
+
+    __all__ += ["inner_loop"]

@@ -1,0 +1,157 @@
+"""Rules in files: safetensors with the rule's class and sizes, its training record and a hash of its tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from learned_optim.data import write_atomically
+from learned_optim.rule import Rule
+from learned_optim.types import Tensors
+
+FORMAT = "learned_optim.rule"
+FORMAT_VERSION = 1
+DEFAULT_CHECKPOINT = "mnist-mlp"
+"""The checkpoint that is loaded where none is named."""
+
+_BUNDLED = Path(__file__).parent / "checkpoints"
+_MAX_BYTES = 2**30
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be found, is damaged, or is not one of this package."""
+
+
+def save_checkpoint(path: str | os.PathLike[str], rule: Rule, *, record: Mapping[str, Any] | None = None) -> None:
+    """Writes a rule to a file, atomically.
+
+    Args:
+        path: The file; conventionally ``NAME.safetensors``.
+        rule: Any rule whose `config` holds JSON values.
+        record: How it was trained: any JSON values. `read_record` returns it.
+
+    Raises:
+        TypeError: ``record`` or the rule's configuration is not JSON.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in rule.state_dict().items()}
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "rule": type(rule).__name__,
+        "config": json.dumps(rule.config()),
+        "record": json.dumps(dict(record or {}), sort_keys=True),
+        "sha256": _hash(tensors),
+    }
+    write_atomically(path, save(tensors, metadata))
+
+
+def load_checkpoint(name_or_path: str | os.PathLike[str]) -> Rule:
+    """Loads a rule: verified, and without executing anything that the file says.
+
+    Args:
+        name_or_path: A bundled name, such as ``"mnist-mlp"`` (its newest version) or ``"mnist-mlp@1"``, or a file.
+
+    Raises:
+        CheckpointError: There is no such checkpoint (the message lists the names); the file is damaged, not of this
+            package, of a newer format, or names an unknown rule.
+    """
+    path = _resolve(name_or_path)
+    metadata, shapes = _read_header(path)
+    rule = _build(path, metadata, shapes)
+    tensors = _read_tensors(path)
+    if _hash(tensors) != metadata.get("sha256"):
+        raise CheckpointError(f"{path} is damaged: its tensors do not have the SHA-256 that it records")
+    rule.load_state_dict(tensors, assign=True)
+    for parameter in rule.parameters():
+        parameter.requires_grad_(True)
+    return rule
+
+
+def read_record(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The training record that was saved with a checkpoint."""
+    metadata, _ = _read_header(_resolve(name_or_path))
+    return dict(json.loads(metadata["record"]))
+
+
+def available_checkpoints() -> list[str]:
+    """The names of the bundled checkpoints, each with its versions: ``["mnist-mlp", "mnist-mlp@1"]``."""
+    versioned = sorted(path.stem for path in _BUNDLED.glob("*@*.safetensors"))
+    return sorted({name.partition("@")[0] for name in versioned} | set(versioned))
+
+
+def _resolve(name_or_path: str | os.PathLike[str]) -> Path:
+    if isinstance(name_or_path, str) and re.fullmatch(r"[A-Za-z0-9_-]+(@\d+)?", name_or_path):
+        candidates = [path for path in _BUNDLED.glob("*@*.safetensors") if name_or_path in (path.stem, _plain(path))]
+        if candidates:
+            return max(candidates, key=lambda path: int(path.stem.partition("@")[2]))
+    path = Path(name_or_path)
+    if not path.is_file():
+        names = ", ".join(available_checkpoints())
+        raise CheckpointError(f"no checkpoint {str(name_or_path)!r}: no such file, and the bundled names are: {names}")
+    return path
+
+
+def _plain(path: Path) -> str:
+    return path.stem.partition("@")[0]
+
+
+def _read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    if path.stat().st_size > _MAX_BYTES:
+        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes; no checkpoint of a rule is so large")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of learned_optim; save_checkpoint writes those")
+    version = metadata.get("format_version", "")
+    if not version.isdigit() or int(version) > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version!r}; this learned_optim reads up to {FORMAT_VERSION}: upgrade it"
+        )
+    return metadata, shapes
+
+
+def _build(path: Path, metadata: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Rule:
+    name = metadata.get("rule", "")
+    if name not in Rule.known:
+        known = ", ".join(sorted(Rule.known))
+        raise CheckpointError(f"{path} holds a rule of the unknown class {name!r}; import it first (known: {known})")
+    try:
+        with torch.device("meta"):  # sizes only, so that nothing is allocated before they have been compared
+            rule = Rule.known[name].from_config(json.loads(metadata["config"]))
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged: no {name} can be made from its configuration: {error}") from error
+    expected = {key: tuple(value.shape) for key, value in rule.state_dict().items()}
+    if expected != dict(shapes):
+        raise CheckpointError(f"{path} is damaged: its tensors have shapes {dict(shapes)}, a {name} needs {expected}")
+    return rule
+
+
+def _read_tensors(path: Path) -> Tensors:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
