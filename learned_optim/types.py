@@ -32,5 +32,5 @@ Update: TypeAlias = Callable[[Tensors, RuleState, Tensors], tuple[Tensors, RuleS
 Scalar: TypeAlias = float | Tensor
 """A number, or a 0-dimensional tensor."""
 
-Batch: TypeAlias = Any
+Minibatch: TypeAlias = Any
 """Whatever a loss function takes as its second argument."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.rule import apply_updates, oriented
-from learned_optim.types import Batch, LossFn, RuleState, Scalar, Tensors, Update
+from learned_optim.types import Minibatch, LossFn, RuleState, Scalar, Tensors, Update
 
 
 class Unrolled(NamedTuple):
@@ -33,7 +33,7 @@ def unroll(
     state: RuleState,
     *,
     steps: int,
-    batches: Iterable[Batch] | None = None,
+    batches: Iterable[Minibatch] | None = None,
     lr: Scalar | Mapping[str, Scalar] = 1.0,
     weight_decay: Scalar | Mapping[str, Scalar] = 0.0,
     maximize: bool = False,
@@ -68,7 +68,7 @@ def unroll(
     stream = None if batches is None else iter(batches)
     losses: list[Tensor] = []
     for k in range(steps):
-        arguments: tuple[Batch, ...] = ()
+        arguments: tuple[Minibatch, ...] = ()
         if stream is not None:
             try:
                 arguments = (next(stream),)
@@ -82,7 +82,7 @@ def unroll(
 
 
 def _value_and_grad(
-    loss_fn: LossFn, params: Tensors, arguments: tuple[Batch, ...], *, first_order: bool
+    loss_fn: LossFn, params: Tensors, arguments: tuple[Minibatch, ...], *, first_order: bool
 ) -> tuple[Tensor, Tensors]:
     loss, pullback = torch.func.vjp(lambda theta: loss_fn(theta, *arguments), params)
     if loss.dim() != 0:

@@ -14,7 +14,7 @@ from learned_optim import LSTMRule, Rule, RuleState, Tensors, detached, unroll
 from learned_optim.problems import Problem, ProblemFamily, Quadratics
 from learned_optim.sampled import SampledUpdate
 from learned_optim.seeds import seeded
-from learned_optim.types import Batch, Update
+from learned_optim.types import Minibatch, Update
 
 
 class LearnedOptimizerModule(pl.LightningModule):
@@ -105,7 +105,7 @@ class LearnedOptimizerModule(pl.LightningModule):
             state = torch.vmap(self.rule.init_state)(params)
         return problems, params, state
 
-    def _batch(self, problems: list[Problem], role: str, episode: int, step: int) -> Batch:
+    def _batch(self, problems: list[Problem], role: str, episode: int, step: int) -> Minibatch:
         drawn = [problem.batch(seeded(self.seed, role, episode, i, step)) for i, problem in enumerate(problems)]
         return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves).to(self.device), *drawn)
 
@@ -114,7 +114,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         generator = seeded(self.seed, "coordinates", self._episode, self._position)
         return SampledUpdate(self.rule, params, count=self.coordinates, generator=generator)
 
-    def _losses(self, params: Tensors, batch: Batch) -> Tensor:
+    def _losses(self, params: Tensors, batch: Minibatch) -> Tensor:
         losses: Tensor = torch.vmap(self.family.loss)(params, batch)  # (instances,)
         return losses
 

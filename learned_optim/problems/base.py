@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learned_optim.types import Batch, Tensors
+from learned_optim.types import Minibatch, Tensors
 
 
 class Problem(NamedTuple):
@@ -21,7 +21,7 @@ class Problem(NamedTuple):
     """
 
     params: Tensors
-    batch: Callable[[torch.Generator], Batch]
+    batch: Callable[[torch.Generator], Minibatch]
 
 
 class ProblemFamily(ABC):
@@ -35,7 +35,7 @@ class ProblemFamily(ABC):
         """Draws a problem: the same one for a generator in the same state."""
 
     @abstractmethod
-    def loss(self, params: Tensors, batch: Batch) -> Tensor:
+    def loss(self, params: Tensors, batch: Minibatch) -> Tensor:
         """The loss of ``params`` on a batch, a scalar; pure."""
 
     def test_loss(self, params: Tensors) -> Tensor | None:

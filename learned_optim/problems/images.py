@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from learned_optim.data import IMAGE_SETS, ImageSet
 from learned_optim.problems.base import Problem, ProblemFamily
-from learned_optim.types import Batch, Tensors
+from learned_optim.types import Minibatch, Tensors
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -53,11 +53,11 @@ class ImageClassification(ProblemFamily):
             params = {name: param.detach() for name, param in self.model().named_parameters()}
         return Problem(params, self._batch)
 
-    def _batch(self, generator: torch.Generator) -> Batch:
+    def _batch(self, generator: torch.Generator) -> Minibatch:
         chosen = torch.randint(len(self.images.train_y), (self.batch_size,), generator=generator)
         return self.images.train_x[chosen].float() / 255, self.images.train_y[chosen]
 
-    def loss(self, params: Tensors, batch: Batch) -> Tensor:
+    def loss(self, params: Tensors, batch: Minibatch) -> Tensor:
         x, y = batch
         return F.cross_entropy(functional_call(self._skeleton, params, (x,)), y)
 

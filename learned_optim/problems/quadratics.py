@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.problems.base import Problem, ProblemFamily
-from learned_optim.types import Batch, Tensors
+from learned_optim.types import Minibatch, Tensors
 
 
 class Quadratics(ProblemFamily):
@@ -28,6 +28,6 @@ class Quadratics(ProblemFamily):
         theta = torch.randn(self.size, generator=generator)
         return Problem({"theta": theta}, lambda _: (w, y))
 
-    def loss(self, params: Tensors, batch: Batch) -> Tensor:
+    def loss(self, params: Tensors, batch: Minibatch) -> Tensor:
         w, y = batch
         return (w @ params["theta"] - y).square().sum()

@@ -1,0 +1,114 @@
+"""The meta-learning algorithms, each a choice of slots of one `MetaLearner`.
+
+| algorithm | inner rule  | inner gradient | outer objective                     | learns         |
+|-----------|-------------|----------------|-------------------------------------|----------------|
+| MAML      | SGD         | exact          | query loss at theta_K               | theta_0        |
+| FOMAML    | SGD         | first order    | query loss at theta_K               | theta_0        |
+| Meta-SGD  | MetaSGD     | exact          | query loss at theta_K               | theta_0, alpha |
+| Reptile   | SGD         | first order    | gradient theta_0 - theta_K          | theta_0        |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from learned_optim import MetaSGDRule, SGDRule, Tensors
+from meta_init.learner import MetaLearner, trainable
+from meta_init.tasks import supervised_loss
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def reptile_objective(initial: Tensors, adapted: Tensors, query_loss: Tensor) -> Tensor:
+    """1/2 ||theta_0 - theta_K||^2 with theta_K held constant: a loss whose gradient is theta_0 - theta_K.
+
+    Source: Nichol et al. 2018, algorithm 1.
+    """
+    return 0.5 * sum(
+        ((theta - adapted[name].detach()).square().sum() for name, theta in initial.items()), query_loss.new_zeros(())
+    )
+
+
+def maml(
+    model: nn.Module,
+    *,
+    lr: float,
+    steps: int = 1,
+    loss: Loss = supervised_loss,
+    first_order: bool = False,
+    strategy: str = "auto",
+) -> MetaLearner:
+    """Model-agnostic meta-learning: an initialisation from which a few gradient steps fit a new task.
+
+    min over theta_0 of the mean over tasks of L_query(theta_K), theta_{k+1} = theta_k - lr grad L_support(theta_k).
+
+    Args:
+        model: Any module; it is held and trained in place.
+        lr: Inner step size (alpha in the paper).
+        steps: K, inner steps.
+        loss: Of prediction and target. See `supervised_loss`.
+        first_order: Leaves out second derivatives (FOMAML).
+        strategy: See `MetaLearner`.
+
+    Source: Finn et al. 2017, algorithm 1. The paper sums over tasks, here it is their mean.
+    """
+    return MetaLearner(model, SGDRule(lr), loss=loss, steps=steps, first_order=first_order, strategy=strategy)
+
+
+def fomaml(
+    model: nn.Module, *, lr: float, steps: int = 1, loss: Loss = supervised_loss, strategy: str = "auto"
+) -> MetaLearner:
+    """First-order MAML: the meta-gradient is the query gradient at theta_K. Finn et al. 2017, section 5.2."""
+    return maml(model, lr=lr, steps=steps, loss=loss, first_order=True, strategy=strategy)
+
+
+def meta_sgd(
+    model: nn.Module,
+    *,
+    lr: float | Sequence[float],
+    steps: int = 1,
+    loss: Loss = supervised_loss,
+    first_order: bool = False,
+    strategy: str = "auto",
+) -> MetaLearner:
+    """Meta-SGD: learns an initialisation together with a rate for every coordinate.
+
+    theta_{k+1} = theta_k - alpha o grad L_support(theta_k).
+
+    Args:
+        model: Any module; it is held and trained in place.
+        lr: First value of the rates alpha, or a range to draw them from (the paper: ``(0.005, 0.1)``).
+        steps: K, inner steps (the paper: 1).
+        loss: Of prediction and target. See `supervised_loss`.
+        first_order: Leaves out second derivatives.
+        strategy: See `MetaLearner`.
+
+    Source: Li et al. 2017, algorithm 1.
+    """
+    rule = MetaSGDRule(trainable(model), lr)
+    return MetaLearner(model, rule, loss=loss, steps=steps, first_order=first_order, strategy=strategy)
+
+
+def reptile(
+    model: nn.Module, *, lr: float, steps: int = 5, loss: Loss = supervised_loss, strategy: str = "auto"
+) -> MetaLearner:
+    """Reptile: moves the initialisation towards the weights that adaptation ends at.
+
+    Only the support sets are learned from. With an outer SGD of learning rate epsilon this is the paper's algorithm 2.
+
+    Source: Nichol et al. 2018. Deviation: the inner optimizer is SGD; the paper's experiments use Adam.
+    """
+    return MetaLearner(
+        model, SGDRule(lr), loss=loss, steps=steps, first_order=True, objective=reptile_objective, strategy=strategy
+    )
+
+
+ALGORITHMS: dict[str, Callable[..., MetaLearner]] = {
+    "maml": maml,
+    "fomaml": fomaml,
+    "meta_sgd": meta_sgd,
+    "reptile": reptile,
+}
+"""The algorithms by name."""

@@ -1,0 +1,307 @@
+"""One learner for all algorithms: adapt a model to tasks, and differentiate through it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
+
+from learned_optim import Rule, Tensors, Unrolled, unroll
+from meta_init.normalisation import differentiable_twice
+from meta_init.tasks import Batch, Inputs, Task, check_batch, count_tasks, supervised_loss
+
+Objective = Callable[[Tensors, Tensors, Tensor], Tensor]
+"""``objective(theta_0, theta_K, query_loss)``: what one task contributes to the outer loss."""
+
+STRATEGIES = ("auto", "vmap", "loop")
+
+_LOOP_ABOVE_IMAGES = 32
+"""On CPU a batched convolution with weights per task loses against a loop above about so many images per task."""
+
+
+def query_objective(initial: Tensors, adapted: Tensors, query_loss: Tensor) -> Tensor:
+    """The query loss at theta_K: the objective of MAML and Meta-SGD."""
+    return query_loss
+
+
+def trainable(model: nn.Module) -> Tensors:
+    """The parameters that adapt: those that require a gradient, by name."""
+    return {name: param for name, param in model.named_parameters() if param.requires_grad}
+
+
+class Evaluation(NamedTuple):
+    """How adaptation goes on each task.
+
+    Attributes:
+        losses: Query loss after 0, 1, ..., S steps, shape (T, S + 1).
+        accuracies: Share of right query labels, likewise, or None where targets are no labels.
+    """
+
+    losses: Tensor
+    accuracies: Tensor | None
+
+
+class Adapted:
+    """A model that has been adapted to one task.
+
+    Attributes:
+        params: theta_K of the trainable parameters, by name.
+        losses: Support loss before each step, shape (K,).
+    """
+
+    def __init__(self, learner: MetaLearner, params: Tensors, losses: Tensor) -> None:
+        self._learner = learner
+        self.params = params
+        self.losses = losses
+
+    def __call__(self, x: Inputs) -> Any:
+        """The adapted model's output for inputs x of shape (N, ...)."""
+        with _adaptable(self._learner.model), torch.no_grad():
+            return self._learner.predict(self.params, _cloned(self._learner.model), x)
+
+    def module(self) -> nn.Module:
+        """The adapted network as a plain module of its own; batch norm goes on to use the statistics of its batch."""
+        module = copy.deepcopy(self._learner.model)
+        own = dict(module.named_parameters())
+        with torch.no_grad():
+            for name, value in self.params.items():
+                own[name].copy_(value)
+        for norm in _batch_norms(module):
+            norm.track_running_stats = False
+            norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        return module
+
+
+class MetaLearner(nn.Module):
+    """Adapts a model to tasks with an inner rule, and learns where to start and, with some rules, how to step.
+
+    For each task, theta_0 = the model's trainable parameters and theta_{k+1} = theta_k + u_k with u_k from ``rule`` and
+    the gradient of the support loss. ``outer_loss`` is the mean over tasks of ``objective(theta_0, theta_K, query
+    loss)``; an ordinary optimizer over ``parameters()`` minimises it::
+
+        loss, logs = learner.outer_loss(tasks)
+        loss.backward()
+
+    Frozen parameters and buffers do not adapt. Batch norm always uses the statistics of the batch at hand, as the
+    papers do, in training and evaluation mode, and its running statistics are left alone; Dropout follows
+    ``train()`` / ``eval()`` and draws anew for each task. Attention uses its mathematical form, which has second
+    derivatives.
+
+    Args:
+        model: Any module; it is held, not copied.
+        rule: The inner rule.
+        loss: Of prediction and target.
+        steps: K >= 1 inner steps.
+        first_order: Treats inner gradients as constants.
+        objective: What a task contributes to the outer loss.
+        strategy: ``"vmap"``: all tasks at once; ``"loop"``: one after the other, for models that vmap cannot batch;
+            ``"auto"``: a loop for recurrent layers, and on CPU for convolutions with more than 32 images per
+            task (where it is faster), vmap otherwise. Lists of tasks of different sizes are always looped over.
+
+    Raises:
+        ValueError: Nothing to adapt, ``steps`` below 1, or an unknown strategy.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: Rule,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = supervised_loss,
+        steps: int = 1,
+        first_order: bool = False,
+        objective: Objective = query_objective,
+        strategy: str = "auto",
+    ) -> None:
+        super().__init__()
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"MetaLearner: steps must be a whole number >= 1, got {steps!r}")
+        if strategy not in STRATEGIES:
+            raise ValueError(f"MetaLearner: unknown strategy {strategy!r}; there are {STRATEGIES}")
+        if not trainable(model):
+            raise ValueError("MetaLearner: the model has no parameter that requires a gradient, so nothing can adapt")
+        self.model = model
+        self.rule = rule
+        self.loss = loss
+        self.steps = steps
+        self.first_order = first_order
+        self.objective = objective
+        self.strategy = strategy
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is learned: the model's trainable parameters and the rule's."""
+        return ((name, p) for name, p in super().named_parameters(*args, **kwargs) if p.requires_grad)
+
+    def outer_loss(self, tasks: Task | Sequence[Task]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise, and what to log.
+
+        Args:
+            tasks: Stacked tasks, or a list of single ones whose sizes may differ.
+
+        Returns:
+            The mean over tasks of the objective, and detached means over tasks: ``support_loss`` and
+            ``query_loss_before`` at theta_0, ``query_loss`` at theta_K, and ``accuracy`` there where targets are labels.
+
+        Raises:
+            ValueError: Shapes that do not fit; the message names the part.
+            RuntimeError: vmap cannot batch the model; the message says what to do.
+        """
+        values, logs = self._over_tasks(self._task_loss, tasks)
+        return values.mean(), {name: value.detach().mean() for name, value in logs.items()}
+
+    def adapt(self, support: Batch, steps: int | None = None) -> Adapted:
+        """Adapts to one task. The result carries no graph; it works under ``no_grad`` and ``inference_mode`` too.
+
+        Args:
+            support: One task's examples, without a task axis.
+            steps: Inner steps, K by default, 0 for none.
+
+        Raises:
+            ValueError: A negative ``steps``, or x and y that differ in their number of examples.
+        """
+        check_batch(support, "support")
+        with torch.no_grad(), _adaptable(self.model):
+            unrolled = self._unroll(trainable(self.model), support, _cloned(self.model), self._steps(steps))
+        return Adapted(self, {name: value.detach() for name, value in unrolled.params.items()}, unrolled.losses)
+
+    def evaluate(self, tasks: Task | Sequence[Task], steps: int | None = None) -> Evaluation:
+        """Query losses before adaptation and after each of ``steps`` inner steps (K by default); carries no graph."""
+        steps = self._steps(steps)
+        with torch.no_grad():
+            losses, logs = self._over_tasks(lambda task, buffers: self._task_curve(task, buffers, steps), tasks)
+        return Evaluation(losses, logs.get("accuracy"))
+
+    def predict(self, params: Tensors, buffers: Tensors, x: Inputs) -> Any:
+        """The model's output with ``params`` and ``buffers`` in place of its own."""
+        args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
+        return functional_call(self.model, (params, buffers), args, kwargs)
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}, first_order={self.first_order}, strategy={self.strategy!r}"
+
+    # One task
+
+    def _task_loss(self, task: Task, buffers: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
+        initial = trainable(self.model)
+        unrolled = self._unroll(initial, task.support, buffers, self.steps)
+        prediction = self.predict(unrolled.params, _copies(buffers), task.query.x)
+        query_loss = self.loss(prediction, task.query.y)
+        with torch.no_grad():
+            before = self.loss(self.predict(initial, _copies(buffers), task.query.x), task.query.y)
+        logs = {"support_loss": unrolled.losses[0], "query_loss_before": before, "query_loss": query_loss}
+        return self.objective(initial, unrolled.params, query_loss), logs | _accuracy(prediction, task.query.y)
+
+    def _task_curve(self, task: Task, buffers: Tensors, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
+        params = trainable(self.model)
+        state = self.rule.init_state(params)
+        losses, logs = [], []
+        for k in range(steps + 1):
+            if k:
+                params, state, _ = unroll(
+                    self.rule, self._support_loss(task.support, buffers), params, state, steps=1, first_order=True
+                )
+            prediction = self.predict(params, _copies(buffers), task.query.x)
+            losses.append(self.loss(prediction, task.query.y))
+            logs.append(_accuracy(prediction, task.query.y))
+        return torch.stack(losses), {name: torch.stack([log[name] for log in logs]) for name in logs[0]}
+
+    def _unroll(self, params: Tensors, support: Batch, buffers: Tensors, steps: int) -> Unrolled:
+        return unroll(
+            self.rule,
+            self._support_loss(support, buffers),
+            params,
+            self.rule.init_state(params),
+            steps=steps,
+            first_order=self.first_order,
+        )
+
+    def _support_loss(self, support: Batch, buffers: Tensors) -> Callable[[Tensors], Tensor]:
+        return lambda theta: self.loss(self.predict(theta, _copies(buffers), support.x), support.y)
+
+    def _steps(self, steps: int | None) -> int:
+        if steps is None:
+            return self.steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"MetaLearner: steps must be a whole number >= 0, got {steps!r}")
+        return steps
+
+    # All tasks
+
+    def _over_tasks(
+        self, one: Callable[[Task, Tensors], tuple[Tensor, dict[str, Tensor]]], tasks: Task | Sequence[Task]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        count = count_tasks(tasks)
+        with _adaptable(self.model):
+            if isinstance(tasks, Task) and self._batches(tasks):
+                # Every task gets buffers of its own to write to.
+                buffers = {n: b.expand(count, *b.shape) for n, b in self.model.named_buffers()}
+                try:
+                    with differentiable_twice():
+                        return torch.vmap(one, randomness="different")(tasks, buffers)
+                except RuntimeError as error:
+                    raise RuntimeError(
+                        f"vmap cannot run {type(self.model).__name__} on all tasks at once; where the model runs by "
+                        f"itself, use strategy='loop'. It said: {error}"
+                    ) from error
+            single = _unstacked(tasks, count) if isinstance(tasks, Task) else tasks
+            results = [one(task, dict(self.model.named_buffers())) for task in single]
+        logs = {name: torch.stack([log[name] for _, log in results]) for name in results[0][1]}
+        return torch.stack([value for value, _ in results]), logs
+
+    def _batches(self, tasks: Task) -> bool:
+        if self.strategy != "auto":
+            return self.strategy == "vmap"
+        modules = list(self.model.modules())
+        if any(isinstance(module, nn.RNNBase) for module in modules):
+            return False
+        convolutional = any(isinstance(module, nn.modules.conv._ConvNd) for module in modules)
+        images = max(tasks.support.y.shape[1], tasks.query.y.shape[1])
+        return not (convolutional and images > _LOOP_ABOVE_IMAGES and tasks.support.y.device.type == "cpu")
+
+
+def _unstacked(tasks: Task, count: int) -> list[Task]:
+    """Stacked tasks as a list of single ones."""
+    return [tree_map(lambda leaf, i=i: leaf[i], tasks) for i in range(count)]
+
+
+def _accuracy(prediction: Any, target: Tensor) -> dict[str, Tensor]:
+    if target.is_floating_point():
+        return {}
+    return {"accuracy": (prediction.argmax(dim=1) == target).float().mean()}
+
+
+def _copies(buffers: Tensors) -> Tensors:
+    # A module may write its buffers in place, which torch.func cannot follow on tensors from outside.
+    return {name: value.clone() for name, value in buffers.items()}
+
+
+def _cloned(model: nn.Module) -> Tensors:
+    return _copies(dict(model.named_buffers()))
+
+
+def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+@contextmanager
+def _adaptable(model: nn.Module) -> Iterator[None]:
+    """Lets every layer be differentiated twice: batch norm by its batch, attention in its mathematical form."""
+    norms = [(norm, norm.training, norm.track_running_stats) for norm in _batch_norms(model)]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    for norm, _, _ in norms:
+        norm.training, norm.track_running_stats = True, False
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for norm, training, tracked in norms:
+            norm.training, norm.track_running_stats = training, tracked
