@@ -6,10 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_modules.data import TaskBatches, TaskDataModule, TaskLoader
+    from lightning_modules.learn_init import MAMLModule
     from lightning_modules.learn_optimizer import LearnedOptimizerModule
 
-_HOME = {"LearnedOptimizerModule": "learn_optimizer"}
-__all__ = ["LearnedOptimizerModule"]
+_HOME = {
+    "LearnedOptimizerModule": "learn_optimizer",
+    "MAMLModule": "learn_init",
+    "TaskBatches": "data",
+    "TaskDataModule": "data",
+    "TaskLoader": "data",
+}
+__all__ = ["LearnedOptimizerModule", "MAMLModule", "TaskBatches", "TaskDataModule", "TaskLoader"]
 
 
 def __getattr__(name: str) -> Any:
