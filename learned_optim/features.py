@@ -79,7 +79,7 @@ def corrected_moments(
     """
     m = betas[0] * m + (1 - betas[0]) * grad
     v = betas[1] * v + (1 - betas[1]) * grad.square()
-    t = step.clamp(min=1)
+    t = step.clamp(min=1).to(m.dtype)  # the counter is float32, beta^t should not be
     return m, v, m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
 
 

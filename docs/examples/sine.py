@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import warnings
 from pathlib import Path
 
@@ -61,6 +62,8 @@ def pretrain(iterations: int) -> MetaLearner:
 
 def interval(values: Tensor) -> str:
     """Mean with its 95 % interval over tasks."""
+    if not bool(torch.isfinite(values).all()):
+        return "diverges"
     return f"{values.mean():.3f} +- {1.96 * values.std() / len(values) ** 0.5:.3f}"
 
 
@@ -75,8 +78,11 @@ def draw(learners: dict[str, MetaLearner], path: Path) -> None:
     for axes, (name, learner) in zip(figure.subplots(1, len(learners), sharey=True), learners.items(), strict=True):
         axes.plot(line, wave(line)[0], "k", linewidth=2, label="true wave")
         for steps, style in ((0, ":"), (1, "--"), (10, "-")):
+            curve = learner.adapt(support, steps)(line)
+            if not bool(torch.isfinite(curve).all()):
+                continue
             label = "before" if steps == 0 else f"after {steps} step{'s' if steps > 1 else ''}"
-            axes.plot(line, learner.adapt(support, steps)(line), style, label=label)
+            axes.plot(line, curve, style, label=label)
         axes.plot(support.x, support.y, "^", color="purple", label=f"the {SHOTS} points", zorder=3)
         axes.set(title=name, xlabel="x", ylim=(-6.5, 6.5))
         axes.grid(alpha=0.3)
@@ -108,7 +114,9 @@ def main() -> None:
     for name, learner in learners.items():
         losses = learner.evaluate(test, STEPS).losses  # (600, 11)
         print(f"{name:<26}" + "".join(f"{interval(losses[:, k]):<18}" for k in SHOWN))
-        results[name] = {str(k): float(losses[:, k].mean()) for k in SHOWN}
+        means = {str(k): float(losses[:, k].mean()) for k in SHOWN}
+        results[name] = {k: mean if math.isfinite(mean) else None for k, mean in means.items()}
+    print("\nMeta-SGD learns its rates for one step; taking more of them with the same rates is not what they are for.")
     draw(learners, args.out / "sine.png")
     (args.out / "sine.json").write_text(json.dumps({"iterations": iterations, "mse": results}, indent=1))
     print(f"\nWrote {args.out / 'sine.png'}")

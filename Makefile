@@ -1,0 +1,38 @@
+# make demo and make test are enough on a fresh machine with Python 3.10 or newer: they make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= demo
+DEMO ?=
+
+# Data sets, if there are any: a folder that holds mnist/. One beside the checkout is found by itself.
+ifneq ($(wildcard ../shared/data/mnist),)
+export LEARNED_OPTIM_DATA ?= $(abspath ../shared/data)
+endif
+# Keeps freed memory for the next step instead of handing it back to the system each time (glibc).
+export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+
+.PHONY: demo test lint types card clean
+
+.venv/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,demo]"
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python docs/examples/race.py --out $(OUT) $(DEMO)
+	$(BIN)/python docs/examples/sine.py --out $(OUT) $(DEMO)
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build demo *.egg-info

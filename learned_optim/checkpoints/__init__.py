@@ -1,0 +1,1 @@
+"""The bundled checkpoints, each with a card of the same name."""

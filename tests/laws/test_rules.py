@@ -1,0 +1,319 @@
+"""What every rule promises."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from learned_optim import LSTMRule, bind, unroll
+from learned_optim.cells import lstm_cell
+from learned_optim.features import FEATURES
+from learned_optim.sampled import SampledUpdate
+from tests.specs import RULES, seeded_rule, small_problem
+
+rules = pytest.mark.parametrize("name", RULES)
+
+
+def trajectory(name, steps):
+    """Gradients and the state after some steps of a rule."""
+    problem = small_problem()
+    rule = seeded_rule(name, problem.params)
+    unrolled = unroll(rule, problem.loss, problem.params, rule.init_state(problem.params), steps=steps)
+    params = {k: v.detach() for k, v in unrolled.params.items()}
+    grads = torch.func.grad(problem.loss)(params)
+    return rule, grads, unrolled.state, params
+
+
+def copied(tree):
+    return torch.utils._pytree.tree_map(torch.clone, tree)
+
+
+@rules
+def test_a_step_is_pure(name):
+    rule, grads, state, params = trajectory(name, 2)
+    before = copied((grads, tuple(state), params))
+    random = torch.get_rng_state()
+    first = rule(grads, state, params)
+    second = rule(grads, state, params)
+    assert_close((grads, tuple(state), params), before, rtol=0, atol=0)
+    assert_close(tuple(first[1]), tuple(second[1]), rtol=0, atol=0)
+    assert_close(first[0], second[0], rtol=0, atol=0)
+    assert torch.equal(random, torch.get_rng_state())
+
+
+@rules
+def test_structure(name):
+    rule, grads, state, params = trajectory(name, 1)
+    absent = "0.bias"
+    del grads[absent]
+    updates, new = rule(grads, state, params)
+    assert list(updates) == list(grads)
+    for key, update in updates.items():
+        assert update.shape == params[key].shape
+        assert update.dtype == params[key].dtype
+    assert_close(new.per_param[absent], state.per_param[absent], rtol=0, atol=0)
+
+    def signature(own):
+        return {key: {k: (v.shape, v.dtype) for k, v in tensors.items()} for key, tensors in own.per_param.items()}
+
+    assert signature(new) == signature(state)
+
+
+@rules
+def test_locality(name):
+    """A coordinatewise rule commutes with permuting and splitting a tensor."""
+    rule, *_ = trajectory(name, 0)
+    if not rule.coordinatewise:
+        assert name == "meta_sgd"  # its rates belong to places, which is what it is for
+        return
+    grads = torch.randn(4, 10, dtype=torch.float64)
+    order = torch.randperm(10)
+
+    def run(columns):
+        params = {"p": torch.zeros(len(columns), dtype=torch.float64)}
+        state = rule.init_state(params)
+        for grad in grads:
+            updates, state = rule({"p": grad[columns]}, state, params)
+        return updates["p"]
+
+    whole = run(torch.arange(10))
+    assert_close(run(order), whole[order])
+    assert_close(torch.cat((run(torch.arange(4)), run(torch.arange(4, 10)))), whole)
+
+
+@rules
+def test_bind_with_its_own_parameters_is_the_rule(name):
+    rule, grads, state, params = trajectory(name, 1)
+    phi = {key: p.detach().clone() for key, p in rule.named_parameters()}
+    assert_close(bind(rule, phi)(grads, state, params)[0], rule(grads, state, params)[0], rtol=0, atol=0)
+    if phi:
+        doubled = {key: 2 * p for key, p in phi.items()}
+        assert any(
+            not torch.equal(u, v)
+            for u, v in zip(
+                bind(rule, doubled)(grads, state, params)[0].values(), rule(grads, state, params)[0].values(), strict=True
+            )
+        )
+
+
+@rules
+@pytest.mark.parametrize("first_order", [False, True])
+def test_gradcheck_of_an_unrolled_loss(name, first_order):
+    """In theta_0 and phi, with coordinates whose gradient is exactly zero."""
+    problem = small_problem()
+    rule = seeded_rule(name, problem.params)
+    names, phi_names = list(problem.params), [key for key, _ in rule.named_parameters()]
+    frozen = None
+
+    def final(*values):
+        params = dict(zip(names, values, strict=False))
+        phi = dict(zip(phi_names, values[len(names) :], strict=True))
+        update = bind(rule, phi)
+        if first_order:
+            # The derivative that first order computes is that of a run with the gradients of the reference run.
+            recorded = iter(frozen)
+            update = lambda grads, state, theta: bind(rule, phi)(next(recorded), state, theta)  # noqa: E731
+        return problem.loss(unroll(update, problem.loss, params, rule.init_state(params), steps=3).params)
+
+    inputs = [v.requires_grad_() for v in problem.params.values()]
+    inputs += [p.detach().clone().requires_grad_() for _, p in rule.named_parameters()]
+    if first_order:
+        frozen = []
+
+        def recording(grads, state, theta):
+            frozen.append({key: grad.detach() for key, grad in grads.items()})
+            return rule(grads, state, theta)
+
+        params = dict(zip(names, inputs, strict=False))
+        unrolled = unroll(
+            recording, problem.loss, params, rule.init_state(params), steps=3, first_order=True
+        )
+        theirs = torch.autograd.grad(
+            problem.loss(unrolled.params), [*params.values(), *rule.parameters()], allow_unused=True
+        )
+        ours = torch.autograd.grad(final(*inputs), inputs, allow_unused=True)
+        assert_close(theirs, ours)
+    assert torch.autograd.gradcheck(final, inputs, atol=1e-6)
+    grads = torch.autograd.grad(final(*inputs), inputs)
+    assert all(bool(torch.isfinite(grad).all()) for grad in grads)
+
+
+@rules
+def test_vmap_is_a_loop(name):
+    problems = [small_problem(seed) for seed in range(3)]
+    rule = seeded_rule(name, problems[0].params)
+    stacked = {key: torch.stack([p.params[key] for p in problems]) for key in problems[0].params}
+    loss = problems[0].loss
+
+    def final(params):
+        unrolled = unroll(rule, loss, params, rule.init_state(params), steps=4)
+        return unrolled.losses, unrolled.params
+
+    together = torch.vmap(final)(stacked)
+    for i, problem in enumerate(problems):
+        alone = final(problem.params)
+        assert_close(torch.utils._pytree.tree_map(lambda leaf, i=i: leaf[i], together), alone)
+
+
+@rules
+def test_the_step_in_place_is_the_pure_one(name):
+    rule, grads, state, params = trajectory(name, 2)
+    own = copied({key: dict(value) for key, value in state.per_param.items()})
+    updates, new = rule(grads, state, params)
+    in_place = type(state)(own, dict(state.shared))
+    assert_close(rule.step_(grads, in_place, params), updates)
+    assert_close(in_place.per_param, new.per_param)
+
+
+@rules
+def test_what_never_had_a_gradient_does_not_move(name):
+    problem = small_problem()
+    rule = seeded_rule(name, problem.params)
+    unrolled = unroll(rule, problem.loss, problem.params, rule.init_state(problem.params), steps=5)
+    dead, dead_before = unrolled.params["0.weight"][:, 2], problem.params["0.weight"][:, 2]
+    if name == "lstm-moves-unseen":
+        assert not torch.equal(dead, dead_before)
+    else:
+        assert torch.equal(dead, dead_before)
+        assert not torch.equal(unrolled.params["0.weight"][:, :2], problem.params["0.weight"][:, :2])
+
+
+@rules
+def test_zero_gradients_first_leave_a_fresh_state(name):
+    """torch.distributed.checkpoint creates the state by a step with zero gradients."""
+    problem = small_problem()
+    rule = seeded_rule(name, problem.params)
+    fresh = rule.init_state(problem.params)
+    zeros = {key: torch.zeros_like(p) for key, p in problem.params.items()}
+    _, state = rule(zeros, fresh, problem.params)
+    if name != "lstm-moves-unseen":
+        assert_close(tuple(state), tuple(fresh), rtol=0, atol=0)
+
+
+# Slow references, one number at a time
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def slow_features(features, grads):
+    """Inputs of one coordinate at each step, in plain Python; the coordinate's first gradient is not zero."""
+    m = v = 0.0
+    rows = []
+    for t, g in enumerate(grads, start=1):
+        row = []
+        for name in features:
+            if name == "log_sign":
+                row += [math.log(abs(g)) / 10, math.copysign(1, g)] if abs(g) >= math.exp(-10) else [-1, math.exp(10) * g]
+            else:
+                m, v = 0.95 * m + 0.05 * g, 0.95 * v + 0.05 * g * g
+                scale = math.sqrt(v / (1 - 0.95**t)) + 1e-8
+                row += [m / (1 - 0.95**t) / scale, g / scale]
+        rows.append(row)
+    return rows
+
+
+def slow_lstm(rule, grads):
+    """Updates of one coordinate, a transcription of the papers."""
+    size = rule.hidden_size
+    hidden = [[0.0] * size for _ in rule.weights]
+    cell = [[0.0] * size for _ in rule.weights]
+    updates = []
+    for row in slow_features(rule.features, grads):
+        x = row
+        for layer, (weight, bias) in enumerate(zip(rule.weights, rule.biases, strict=True)):
+            joined = [*x, *hidden[layer]]
+            gate = [sum(w * z for w, z in zip(line, joined, strict=True)) + b
+                    for line, b in zip(weight.tolist(), bias.tolist(), strict=True)]
+            for j in range(size):
+                i, f, g, o = (gate[k * size + j] for k in range(4))
+                cell[layer][j] = sigmoid(f) * cell[layer][j] + sigmoid(i) * math.tanh(g)
+                hidden[layer][j] = sigmoid(o) * math.tanh(cell[layer][j])
+            x = hidden[layer]
+        out = sum(w * h for w, h in zip(rule.head.weight[0].tolist(), x, strict=True)) + rule.head.bias.item()
+        if rule.shortcut is not None:
+            out += sum(s * z for s, z in zip(rule.shortcut.tolist(), row, strict=True))
+        updates.append(rule.output_scale * (math.tanh(out) if rule.bounded else out))
+    return updates
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name.startswith("lstm")])
+def test_lstm_equals_the_slow_reference_over_100_steps(name):
+    rule = seeded_rule(name, {})
+    torch.manual_seed(1)
+    grads = torch.randn(100, 5, dtype=torch.float64) * torch.tensor([1e-6, 1e-3, 1.0, 1e2, 1.0], dtype=torch.float64)
+    params = {"p": torch.zeros(5, dtype=torch.float64)}
+    state, ours = rule.init_state(params), []
+    for grad in grads:
+        updates, state = rule({"p": grad}, state, params)
+        ours.append(updates["p"].detach())
+    slow = torch.tensor([slow_lstm(rule, grads[:, i].tolist()) for i in range(5)], dtype=torch.float64).T
+    assert_close(torch.stack(ours), slow, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "alpha"), [("sgd", None), ("meta_sgd", "rates")])
+def test_gradient_rules_equal_their_formula(name, alpha):
+    rule, grads, state, params = trajectory(name, 1)
+    updates, _ = rule(grads, state, params)
+    for key, grad in grads.items():
+        rate = rule.lr if alpha is None else rule.alpha[key]
+        assert_close(updates[key], -rate * grad, rtol=0, atol=0)
+
+
+def test_cell_equals_torch():
+    torch.manual_seed(0)
+    theirs = torch.nn.LSTMCell(3, 4, dtype=torch.float64)
+    x, h, c = (torch.randn(7, n, dtype=torch.float64) for n in (3, 4, 4))
+    weight = torch.cat((theirs.weight_ih, theirs.weight_hh), dim=1)
+    assert_close(lstm_cell(x, h, c, weight, theirs.bias_ih + theirs.bias_hh), theirs(x, (h, c)))
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_have_finite_derivatives_at_zero(name):
+    feature = FEATURES[name]
+    grad = torch.tensor([0.0, 1e-30, -3.0, 0.0], dtype=torch.float64, requires_grad=True)
+    state = feature.init_state(grad.detach(), dtype=grad.dtype)
+    for _ in range(3):
+        values, new = feature(grad, state)
+        state = state | new
+    assert values.shape == (4, feature.size)
+    (slope,) = torch.autograd.grad(values.sum(), grad)
+    assert bool(torch.isfinite(slope).all())
+    assert bool(torch.isfinite(values).all())
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name != "meta_sgd"])
+def test_sampling_all_coordinates_is_the_plain_first_order_meta_gradient(name):
+    problem = small_problem()
+    rule = seeded_rule(name, problem.params)
+    start, state = problem.params, rule.init_state(problem.params)
+
+    def meta_gradient(count, seed=0):
+        update = SampledUpdate(rule, start, count=count, generator=torch.Generator().manual_seed(seed))
+        sampled = unroll(update, problem.loss, start, update.extend(state), steps=4, first_order=True)
+        assert_close(update.reduce(sampled.state).per_param, plain.state.per_param)
+        assert_close(sampled.params, plain.params)
+        return torch.autograd.grad(sampled.losses.sum() + problem.loss(sampled.params), list(rule.parameters()))
+
+    plain = unroll(rule, problem.loss, start, state, steps=4, first_order=True)
+    if not list(rule.parameters()):
+        assert_close(plain.params, unroll(rule, problem.loss, start, state, steps=4).params)
+        return
+    exact = torch.autograd.grad(plain.losses.sum() + problem.loss(plain.params), list(rule.parameters()))
+    assert_close(meta_gradient(100), exact)
+    # A sample of one in three is unbiased: the mean over many samples comes near, each alone does not.
+    many = [torch.cat([g.flatten() for g in meta_gradient(2, seed)]) for seed in range(60)]
+    exact = torch.cat([g.flatten() for g in exact])
+    error = (torch.stack(many).mean(dim=0) - exact).norm()
+    typical = torch.stack([(sample - exact).norm() for sample in many]).mean()
+    assert error < 3 * typical / math.sqrt(60)
+
+
+def test_lstm_starts_as_descent_with_a_shortcut():
+    rule = LSTMRule(("log_sign", "moments"), shortcut=True, output_scale=0.1)
+    params = {"p": torch.zeros(3)}
+    updates, _ = rule({"p": torch.tensor([2.0, -0.1, 0.0])}, rule.init_state(params), params)
+    rate = 0.1 * math.tanh(0.3)
+    assert_close(updates["p"], torch.tensor([-rate, rate, 0.0]))

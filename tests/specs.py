@@ -1,0 +1,73 @@
+"""The tables that the laws run over: every rule and every optimizer, on one small problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from learned_optim import LSTMOptimizer, LSTMRule, MetaSGD, MetaSGDRule, Rule, RuleOptimizer, SGDRule, Tensors
+
+MakeRule = Callable[[Tensors], Rule]
+
+
+def lstm(**options: object) -> MakeRule:
+    return lambda params: LSTMRule(hidden_size=3, **{"output_scale": 0.1, **options})  # type: ignore[arg-type]
+
+
+RULES: dict[str, MakeRule] = {
+    "sgd": lambda params: SGDRule(0.1),
+    "meta_sgd": lambda params: MetaSGDRule(params, (0.05, 0.2)),
+    "lstm": lstm(),
+    "lstm-one-layer": lstm(num_layers=1),
+    "lstm-moves-unseen": lstm(move_unseen=True),
+    "lstm-moments": lstm(features="moments"),
+    "lstm-both-shortcut": lstm(features=("log_sign", "moments"), shortcut=True),
+    "lstm-moments-unbounded": lstm(features="moments", bounded=False),
+}
+
+OPTIMIZERS: dict[str, Callable[..., RuleOptimizer]] = {
+    "RuleOptimizer": lambda params, **options: RuleOptimizer(params, SGDRule(0.1), **options),
+    "LSTMOptimizer": lambda params, **options: LSTMOptimizer(params, rule=seeded_rule("lstm", {}), **options),
+    "LSTMOptimizer-moments": lambda params, **options: LSTMOptimizer(
+        params, rule=seeded_rule("lstm-both-shortcut", {}), **options
+    ),
+    "MetaSGD": lambda params, **options: MetaSGD(params, alpha=0.1, **options),
+}
+
+
+def seeded_rule(name: str, params: Tensors, *, seed: int = 0) -> Rule:
+    """The rule of that name in float64, its weights drawn under a seed and all of them non-zero."""
+    torch.manual_seed(seed)
+    rule = RULES[name](params).double()
+    with torch.no_grad():
+        for parameter in rule.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return rule
+
+
+@dataclass
+class SmallProblem:
+    """Regression by a small network; its third input is always zero, so that three weights never see a gradient."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+
+    @property
+    def params(self) -> Tensors:
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    def loss(self, params: Tensors) -> Tensor:
+        return (functional_call(self.model, params, (self.x,)) - self.y).square().mean()
+
+
+def small_problem(seed: int = 0, dtype: torch.dtype = torch.float64) -> SmallProblem:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)).to(dtype)
+    x = torch.randn(6, 3, dtype=dtype)
+    x[:, 2] = 0
+    return SmallProblem(model, x, torch.randn(6, 1, dtype=dtype))
