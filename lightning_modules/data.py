@@ -38,7 +38,7 @@ class _Numbers(Sampler[int]):
         self.done = 0
 
     def set_epoch(self, epoch: int) -> None:
-        # Lightning calls this before each epoch.
+        """Called by Lightning before each epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -49,35 +49,39 @@ class _Numbers(Sampler[int]):
         return self.length
 
 
-class TaskLoader(DataLoader[Task]):
-    """A DataLoader over `TaskBatches` that Lightning can save and resume in the middle of an epoch.
+class TaskLoader(DataLoader[Any]):
+    """A DataLoader over numbered items without end, such as `TaskBatches`, resumable in the middle of an epoch.
+
+    Lightning saves and restores it through ``state_dict``.
 
     Args:
-        batches: The stream.
-        length: Meta-batches per epoch.
-        advance: Whether every epoch brings new tasks; off for validation.
-        workers: Processes that draw tasks.
+        items: ``items[n]`` for any n >= 0.
+        length: Items per epoch.
+        advance: Whether every epoch brings new items; off for validation.
+        workers: Processes that make items.
     """
 
-    def __init__(self, batches: TaskBatches, length: int, *, advance: bool = True, workers: int = 0) -> None:
+    def __init__(self, items: Dataset[Any], length: int, *, advance: bool = True, workers: int = 0) -> None:
         self.numbers = _Numbers(length, advance=advance)
         super().__init__(
-            batches, batch_size=None, sampler=self.numbers, num_workers=workers, persistent_workers=workers > 0
+            items, batch_size=None, sampler=self.numbers, num_workers=workers, persistent_workers=workers > 0
         )
 
-    def __iter__(self) -> Iterator[Task]:  # type: ignore[override]
-        batches = super().__iter__()
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        items = super().__iter__()
         try:
-            for batch in batches:
+            for item in items:
                 self.numbers.done += 1
-                yield batch
+                yield item
         finally:
             self.numbers.done = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self.numbers.done}
+        """How far this epoch has come; a complete one is the start of the next."""
+        return {"done": self.numbers.done % self.numbers.length}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Lets the next iteration start where the saved one stopped."""
         self.numbers.done = state["done"]
 
 

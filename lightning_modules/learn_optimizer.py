@@ -8,13 +8,21 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 
 from learned_optim import LSTMRule, Rule, RuleState, Tensors, detached, unroll
 from learned_optim.problems import Problem, ProblemFamily, Quadratics
 from learned_optim.sampled import SampledUpdate
 from learned_optim.seeds import seeded
 from learned_optim.types import Minibatch, Update
+from lightning_modules.data import TaskLoader
+
+
+class _Windows(Dataset[int]):
+    """The numbers of windows. Problems are drawn in `training_step`, where it is known which of them go on."""
+
+    def __getitem__(self, index: int) -> int:
+        return index
 
 
 class LearnedOptimizerModule(pl.LightningModule):
@@ -120,7 +128,7 @@ class LearnedOptimizerModule(pl.LightningModule):
 
     # Fit
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: int, batch_idx: int) -> Tensor:
         problems, params, state = self._draw("train", self._episode, self.instances)
         if self._carried is not None:
             params, state = self._carried
@@ -171,9 +179,8 @@ class LearnedOptimizerModule(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def train_dataloader(self) -> DataLoader[int]:
-        # Problems are drawn in `training_step`, where their window is known; the loader only counts windows.
-        return DataLoader(range(self.steps_per_epoch))  # type: ignore[arg-type]
+    def train_dataloader(self) -> TaskLoader:
+        return TaskLoader(_Windows(), self.steps_per_epoch)
 
     # Validate and test
 
@@ -193,16 +200,16 @@ class LearnedOptimizerModule(pl.LightningModule):
         values = {"loss": losses.mean(), "half": losses[half - tenth : half].mean(), "final": losses[-tenth:].mean()}
         self.log_dict({f"{role}/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=1)
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: int, batch_idx: int) -> None:
         self._evaluate("val", batch_idx)
 
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+    def test_step(self, batch: int, batch_idx: int) -> None:
         self._evaluate("test", batch_idx)
 
-    def val_dataloader(self) -> DataLoader[int]:
-        return DataLoader(range(1))  # type: ignore[arg-type]
+    def val_dataloader(self) -> TaskLoader:
+        return TaskLoader(_Windows(), 1, advance=False)
 
-    def test_dataloader(self) -> DataLoader[int]:
+    def test_dataloader(self) -> TaskLoader:
         return self.val_dataloader()
 
     # What a checkpoint needs beside phi to go on in the middle of a horizon

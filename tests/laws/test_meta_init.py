@@ -1,0 +1,282 @@
+"""What every meta-initialisation algorithm promises."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.testing import assert_close
+
+from learned_optim import LSTMRule
+from meta_init import ALGORITHMS, Batch, MetaLearner, Sinusoids, Task, maml, meta_sgd, reptile, sine_mlp
+from meta_init.learner import trainable
+
+algorithms = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+# Layers on inputs of shape (N, 6, 8).
+LAYERS = {
+    "Tanh": nn.Tanh,
+    "ReLU": nn.ReLU,
+    "GELU": nn.GELU,
+    "SiLU": nn.SiLU,
+    "PReLU": nn.PReLU,
+    "Softmax": lambda: nn.Softmax(1),
+    "BatchNorm1d": lambda: nn.BatchNorm1d(6),
+    "BatchNorm1d without affine": lambda: nn.BatchNorm1d(6, affine=False),
+    "LayerNorm": lambda: nn.LayerNorm((6, 8)),
+    "GroupNorm": lambda: nn.GroupNorm(2, 6),
+    "InstanceNorm1d": lambda: nn.InstanceNorm1d(6, affine=True),
+    "InstanceNorm1d with statistics": lambda: nn.InstanceNorm1d(6, track_running_stats=True),
+    "RMSNorm": lambda: nn.RMSNorm(8),
+    "MaxPool1d": lambda: nn.MaxPool1d(2),
+    "AvgPool1d": lambda: nn.AvgPool1d(2),
+    "Conv1d": lambda: nn.Conv1d(6, 4, 3),
+    "ConvTranspose1d": lambda: nn.ConvTranspose1d(6, 4, 3),
+    "Dropout off": lambda: nn.Dropout(0.0),
+    "MultiheadAttention": Attention,
+    "TransformerEncoderLayer": lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True),
+}
+
+
+def tasks(shape, count=3, ways=4):
+    torch.manual_seed(1)
+    labels = torch.arange(ways).repeat(count, 1)
+    x = torch.randn(count, 3 * ways, *shape, dtype=torch.float64)
+    return Task(Batch(x[:, :ways], labels), Batch(x[:, ways:], labels.repeat(1, 2)))
+
+
+def network(layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 6, 3, padding=1), LAYERS[layer](), nn.Flatten(), nn.LazyLinear(4)).double()
+    model(torch.zeros(4, 3, 8, dtype=torch.float64))
+    return model
+
+
+def slow_maml(model, task_batch, lr, steps, first_order=False):
+    """The meta-gradient by plain autograd, one task after the other."""
+    start = trainable(model)
+    total = 0
+    for i in range(task_batch.support.y.shape[0]):
+        (sx, sy), (qx, qy) = ((part.x[i], part.y[i]) for part in task_batch)
+        params = start
+        for _ in range(steps):
+            loss = nn.functional.cross_entropy(functional_call(model, params, (sx,)), sy)
+            grads = torch.autograd.grad(loss, list(params.values()), create_graph=not first_order)
+            params = {k: p - lr * g for (k, p), g in zip(params.items(), grads, strict=True)}
+        total = total + nn.functional.cross_entropy(functional_call(model, params, (qx,)), qy)
+    loss = total / (i + 1)
+    return loss, torch.autograd.grad(loss, list(start.values()))
+
+
+def meta_gradient(learner, task_batch):
+    loss, _ = learner.outer_loss(task_batch)
+    return loss, torch.autograd.grad(loss, list(learner.parameters()))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+def test_maml_equals_the_slow_reference_on_every_layer(layer, first_order, strategy):
+    model = network(layer)
+    learner = maml(model, lr=0.1, steps=2, first_order=first_order, strategy=strategy)
+    ours = meta_gradient(learner, tasks((3, 8)))
+    buffers = copy.deepcopy(dict(model.named_buffers()))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert_close(ours, slow_maml(model.train(), tasks((3, 8)), 0.1, 2, first_order))
+    model.load_state_dict(buffers, strict=False)
+
+
+@algorithms
+@pytest.mark.parametrize("training", [True, False])
+def test_vmap_is_a_loop(name, training):
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)).double()
+    learners = [ALGORITHMS[name](model, lr=0.1, steps=2, strategy=strategy) for strategy in ("vmap", "loop")]
+    if name == "meta_sgd":
+        learners[1].rule = learners[0].rule
+    for learner in learners:
+        learner.train(training)
+    (one, one_logs), (other, other_logs) = (learner.outer_loss(tasks((5,))) for learner in learners)
+    assert_close(one_logs, other_logs)
+    assert set(one_logs) == {"support_loss", "query_loss_before", "query_loss", "accuracy"}
+    for learner, loss in zip(learners, (one, other), strict=True):
+        learner.zero_grad()
+        loss.backward()
+        learner.found = [p.grad.clone() for p in learner.parameters()]
+    assert_close(learners[0].found, learners[1].found)
+    assert_close(learners[0].evaluate(tasks((5,)), 3), learners[1].evaluate(tasks((5,)), 3))
+
+
+def test_buffers_and_frozen_parameters_do_not_change_and_modes_are_kept():
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 4)).double()
+    model[0].weight.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    learner = maml(model, lr=0.1)
+    model.eval()
+    assert "model.0.weight" not in dict(learner.named_parameters())
+    learner.outer_loss(tasks((5,)))[0].backward()
+    adapted = learner.adapt(Batch(*(part[0] for part in tasks((5,)).support)), 2)
+    assert "0.weight" not in adapted.params
+    assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert not model[1].training
+    assert model[1].track_running_stats
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+def test_dropout_draws_anew_for_each_task_in_training_and_is_off_in_evaluation(strategy):
+    model = nn.Sequential(nn.Linear(5, 40), nn.Dropout(0.5), nn.Linear(40, 4)).double()
+    learner = maml(model, lr=0.1, strategy=strategy)
+    one = tasks((5,), count=1)
+    same = Task(*(Batch(part.x.expand(2, -1, -1), part.y.expand(2, -1)) for part in one))
+    learner.train()
+    losses = learner.evaluate(same).losses[:, 0]
+    assert losses[0] != losses[1]
+    learner.eval()
+    losses = learner.evaluate(same).losses[:, 0]
+    assert_close(losses[0], losses[1])
+
+
+def test_reptile_gradient_is_theta_0_minus_theta_k():
+    model = nn.Linear(5, 4).double()
+    learner = reptile(model, lr=0.1, steps=3)
+    batch = tasks((5,))
+    loss, logs = learner.outer_loss(batch)
+    loss.backward()
+    ends = [learner.adapt(Batch(batch.support.x[i], batch.support.y[i])).params for i in range(3)]
+    for key, p in model.named_parameters():
+        assert_close(p.grad, p.detach() - torch.stack([end[key] for end in ends]).mean(dim=0))
+    real = maml(model, lr=0.1, steps=3).outer_loss(batch)[0]
+    assert_close(logs["query_loss"], real.detach())
+
+
+@algorithms
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_adapt_and_evaluate_agree_in_every_grad_mode(name, mode):
+    torch.manual_seed(0)
+    learner = ALGORITHMS[name](sine_mlp(8), lr=0.01, steps=2)
+    with mode():
+        batch = Sinusoids().sample(2, torch.Generator().manual_seed(0))
+        evaluation = learner.evaluate(batch, 4)
+        for i in range(2):
+            adapted = learner.adapt(Batch(batch.support.x[i], batch.support.y[i]), steps=4)
+            assert adapted.losses.shape == (4,)
+            error = (adapted(batch.query.x[i]) - batch.query.y[i]).square().mean()
+            assert_close(error, evaluation.losses[i, 4])
+            assert_close(adapted.module()(batch.query.x[i]), adapted(batch.query.x[i]))
+            assert not any(value.requires_grad for value in adapted.params.values())
+
+
+def test_exported_module_keeps_the_statistics_of_its_batch():
+    learner = maml(nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 4)).double(), lr=0.1)
+    batch = tasks((5,))
+    adapted = learner.adapt(Batch(batch.support.x[0], batch.support.y[0]))
+    assert_close(adapted.module().eval()(batch.query.x[0]), adapted(batch.query.x[0]))
+
+
+def test_a_list_of_tasks_of_different_sizes():
+    learner = maml(nn.Linear(5, 4).double(), lr=0.1)
+    first, second = tasks((5,), count=1, ways=4), tasks((5,), count=1, ways=3)
+    single = [Task(*(Batch(part.x[0], part.y[0]) for part in task)) for task in (first, second)]
+    together = learner.outer_loss(single)[0]
+    assert_close(together, (learner.outer_loss(first)[0] + learner.outer_loss(second)[0]) / 2)
+
+
+def test_inputs_may_be_tuples_and_dicts():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 4, dtype=torch.float64), nn.Linear(5, 4, dtype=torch.float64)
+
+        def forward(self, one, other):
+            return self.a(one) + self.b(other)
+
+    batch = tasks((5,))
+    learner = maml(Sum(), lr=0.1)
+    as_tuple = Task(*(Batch((part.x, part.x), part.y) for part in batch))
+    as_dict = Task(*(Batch({"one": part.x, "other": part.x}, part.y) for part in batch))
+    assert_close(learner.outer_loss(as_tuple)[0], learner.outer_loss(as_dict)[0])
+
+
+def test_the_learner_holds_the_callers_model_and_recurrent_models_are_looped_over():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.head = nn.GRU(5, 6, batch_first=True), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.head(self.gru(x)[0][:, -1])
+
+    model = Recurrent().double()
+    learner = maml(model, lr=0.1)
+    assert learner.model is model
+    learner.outer_loss(tasks((7, 5)))[0].backward()
+    assert model.gru.weight_ih_l0.grad.abs().sum() > 0
+    with pytest.raises(RuntimeError, match="use strategy='loop'"):
+        maml(model, lr=0.1, strategy="vmap").outer_loss(tasks((7, 5)))
+
+
+def test_a_learned_optimizer_learns_together_with_the_initialisation():
+    torch.manual_seed(0)
+    learner = MetaLearner(nn.Linear(5, 4).double(), LSTMRule("moments").double(), steps=2)
+    learner.outer_loss(tasks((5,)))[0].backward()
+    assert all(bool(torch.isfinite(p.grad).all()) and p.grad.abs().sum() > 0 for p in learner.parameters())
+
+
+@algorithms
+def test_a_few_hundred_steps_learn_to_adapt(name):
+    torch.manual_seed(0)
+    # Reptile's surrogate is a small number; its own learning rate is near 1, here with Adam much larger than MAML's.
+    learner = ALGORITHMS[name](sine_mlp(), lr=0.01, steps=1 if name != "reptile" else 5)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    source = Sinusoids("meta_sgd")
+    fresh = source.sample(200, torch.Generator().manual_seed(1))
+    untrained = learner.evaluate(fresh, 5).losses.mean(dim=0)
+    for _ in range(150):
+        loss, _ = learner.outer_loss(source.sample(10, generator))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    at = 5 if name == "reptile" else 1
+    trained = learner.evaluate(fresh, at).losses.mean(dim=0)
+    assert trained[at] < untrained[at]
+    assert trained[at] < 0.95 * trained[0]
+
+
+@pytest.mark.parametrize("convention", ["maml", "meta_sgd", "lecture"])
+def test_sinusoids(convention):
+    source = Sinusoids(convention, shots=3, queries=5)
+    one, again = (source.sample(500, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert_close(one, again, rtol=0, atol=0)
+    assert one.support.x.shape == one.support.y.shape == (500, 3, 1)
+    assert one.query.x.shape == (500, 5, 1)
+    waves = source.waves(500, torch.Generator().manual_seed(3))
+    assert_close(waves(one.support.x), one.support.y)
+    assert 0.1 <= waves.amplitude.min() < 0.3
+    assert 4.8 < waves.amplitude.max() <= 5.0
+    x = torch.linspace(-5, 5, 9).reshape(1, -1, 1)
+    amplitude, frequency, phase = waves
+    formula = {
+        "maml": lambda: amplitude * torch.sin(x - (-phase)),
+        "meta_sgd": lambda: amplitude * torch.sin(frequency * x + phase),
+        "lecture": lambda: amplitude * torch.sin(frequency * x),
+    }[convention]()
+    assert_close(waves(x), formula)
+    low, high = {"maml": (1, 1), "meta_sgd": (0.8, 1.2), "lecture": (0, 3.15)}[convention]
+    assert low <= frequency.min() <= frequency.max() <= high
+
+
+def test_meta_sgd_draws_its_rates_from_the_range():
+    rates = torch.cat([rate.flatten() for rate in meta_sgd(sine_mlp(), lr=(0.005, 0.1)).rule.rates])
+    assert 0.005 <= rates.min() < 0.01
+    assert 0.095 < rates.max() <= 0.1

@@ -1,0 +1,149 @@
+"""Checkpoints: round trips, damage, and what is refused."""
+
+import json
+import os
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save
+from torch.testing import assert_close
+
+from learned_optim import (
+    CheckpointError,
+    LSTMRule,
+    MetaSGDRule,
+    Rule,
+    available_checkpoints,
+    checkpoint,
+    load_checkpoint,
+    read_record,
+    save_checkpoint,
+)
+from tests.specs import RULES, seeded_rule, small_problem
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_round_trip(name, dtype, tmp_path):
+    problem = small_problem()
+    rule = seeded_rule(name, problem.params).to(dtype)
+    save_checkpoint(tmp_path / "rule.safetensors", rule, record={"seed": 3})
+    loaded = load_checkpoint(tmp_path / "rule.safetensors")
+    assert type(loaded) is type(rule)
+    assert loaded.config() == rule.config()
+    assert_close(loaded.state_dict(), rule.state_dict(), rtol=0, atol=0)
+    assert all(p.requires_grad for p in loaded.parameters())
+    assert read_record(tmp_path / "rule.safetensors") == {"seed": 3}
+    assert os.listdir(tmp_path) == ["rule.safetensors"]
+
+
+def rewritten(path, **changes):
+    """The file with other metadata."""
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] |= changes
+    header["__metadata__"] = {k: v for k, v in header["__metadata__"].items() if v is not None}
+    encoded = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + content[8 + size :])
+
+
+def flip_last_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged"),
+    "half a header": (lambda path: path.write_bytes(path.read_bytes()[:50]), "damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged"),
+    "a flipped bit": (flip_last_byte, "SHA-256"),
+    "a pickle": (lambda path: torch.save({"a": torch.ones(3)}, path), "damaged"),
+    "foreign": (lambda path: path.write_bytes(save({"a": torch.ones(3)})), "not a checkpoint of learned_optim"),
+    "newer": (lambda path: rewritten(path, format_version="99"), "upgrade"),
+    "no version": (lambda path: rewritten(path, format_version=None), "format version"),
+    "unknown rule": (lambda path: rewritten(path, rule="os.system"), "unknown class 'os.system'"),
+    "no configuration": (lambda path: rewritten(path, config=None), "configuration"),
+    "wrong configuration": (lambda path: rewritten(path, config='{"hidden_size": "big"}'), "configuration"),
+    "huge configuration": (lambda path: rewritten(path, config='{"hidden_size": 1000000}'), "shapes"),
+    "other sizes": (lambda path: rewritten(path, config='{"hidden_size": 7}'), "shapes"),
+    "no hash": (lambda path: rewritten(path, sha256=None), "SHA-256"),
+    "no file": (lambda path: path.unlink(), "no such file"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_and_foreign_files(kind, tmp_path):
+    path = tmp_path / "rule.safetensors"
+    save_checkpoint(path, LSTMRule(hidden_size=3))
+    damage, message = DAMAGE[kind]
+    damage(path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_lists_the_names():
+    with pytest.raises(CheckpointError, match="mnist-mlp") as caught:
+        load_checkpoint("mnist-mpl")
+    assert "mnist-mpl" in str(caught.value)
+
+
+def test_names_are_versioned(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint, "_BUNDLED", tmp_path)
+    for version, size in ((1, 2), (2, 3), (10, 4)):
+        save_checkpoint(tmp_path / f"small@{version}.safetensors", LSTMRule(hidden_size=size))
+    assert available_checkpoints() == ["small", "small@1", "small@10", "small@2"]
+    assert load_checkpoint("small").hidden_size == 4
+    assert load_checkpoint("small@2").hidden_size == 3
+
+
+def test_a_failed_write_leaves_the_old_file(monkeypatch, tmp_path):
+    path = tmp_path / "rule.safetensors"
+    save_checkpoint(path, LSTMRule(hidden_size=3))
+    before = path.read_bytes()
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, LSTMRule(hidden_size=4))
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["rule.safetensors"]
+
+
+def test_rules_of_users_load_when_their_class_is_known(tmp_path):
+    class Halving(LSTMRule):
+        def forward(self, grads, state, params):
+            updates, state = super().forward(grads, state, params)
+            return {key: u / 2 for key, u in updates.items()}, state
+
+    assert Rule.known["Halving"] is Halving
+    save_checkpoint(tmp_path / "x", Halving(hidden_size=2))
+    assert type(load_checkpoint(tmp_path / "x")) is Halving
+    del Rule.known["Halving"]
+    with pytest.raises(CheckpointError, match="import it first"):
+        load_checkpoint(tmp_path / "x")
+
+
+def test_rates_are_saved_with_their_names(tmp_path):
+    rule = MetaSGDRule({"b.weight": torch.zeros(2, 3), "a.bias": torch.zeros(3)}, alpha=0.2)
+    save_checkpoint(tmp_path / "rates", rule)
+    loaded = load_checkpoint(tmp_path / "rates")
+    assert loaded.names == ["b.weight", "a.bias"]
+    assert_close(loaded.alpha, rule.alpha)
+
+
+def test_every_bundled_checkpoint_has_its_card_and_record():
+    names = [name for name in available_checkpoints() if "@" in name]
+    assert "mnist-mlp" in available_checkpoints()
+    for name in names:
+        card = (checkpoint._BUNDLED / f"{name}.md").read_text()
+        record = read_record(name)
+        assert record["command"] in card
+        assert "Known failures" in card
+        assert "Licence" in card
+        load_checkpoint(name)
