@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -74,7 +75,19 @@ class Tuned:
         object.__setattr__(self, "inside", self.lr not in (rates[0], rates[-1]))
 
 
-def train(family: ProblemFamily, make: MakeOptimizer, *, steps: int, seed: int, role: str = "test") -> Tensor:
+class Run(NamedTuple):
+    """One optimizer on one problem.
+
+    Attributes:
+        losses: Training loss before each step, on its minibatch, shape (steps,).
+        test_loss: After the last step, on data that no batch holds; NaN where the family has none.
+    """
+
+    losses: Tensor
+    test_loss: Tensor
+
+
+def train(family: ProblemFamily, make: MakeOptimizer, *, steps: int, seed: int, role: str = "test") -> Run:
     """Trains one problem in a plain PyTorch loop.
 
     Args:
@@ -83,9 +96,6 @@ def train(family: ProblemFamily, make: MakeOptimizer, *, steps: int, seed: int, 
         steps: Steps to take.
         seed: Of the problem and its batches: with ``role`` it names the same problem for every optimizer.
         role: ``"test"`` or ``"val"``; neither meets the problems of `LearnedOptimizerModule`.
-
-    Returns:
-        The training loss before each step, shape (steps,).
     """
     problem = family.sample(seeded("race", role, seed))
     params = {name: p.clone().requires_grad_() for name, p in problem.params.items()}
@@ -98,32 +108,42 @@ def train(family: ProblemFamily, make: MakeOptimizer, *, steps: int, seed: int, 
         loss.backward()
         optimizer.step()
         losses[step] = loss.detach()
-    return losses
+    with torch.no_grad():
+        test_loss = family.test_loss(params)
+    return Run(losses, torch.tensor(math.nan) if test_loss is None else test_loss)
 
 
-def tune(
-    family: ProblemFamily, baseline: Baseline, *, steps: int, seeds: Iterable[int], window: slice | None = None
-) -> Tuned:
-    """Finds the learning rate with the lowest mean loss on validation problems.
+def repeat(family: ProblemFamily, make: MakeOptimizer, *, steps: int, seeds: Iterable[int], role: str = "test") -> Run:
+    """`train` on several seeds: losses of shape (seeds, steps), test losses of shape (seeds,)."""
+    runs = [train(family, make, steps=steps, seed=seed, role=role) for seed in seeds]
+    return Run(torch.stack([run.losses for run in runs]), torch.stack([run.test_loss for run in runs]))
+
+
+def sweep(family: ProblemFamily, baseline: Baseline, *, steps: int, seeds: Sequence[int]) -> dict[float, Tensor]:
+    """Losses on validation problems for each learning rate of the grid, shape (seeds, steps)."""
+    return {
+        lr: repeat(family, partial(_make, baseline, lr), steps=steps, seeds=seeds, role="val").losses
+        for lr in baseline.grid
+    }
+
+
+def tune(losses: Mapping[float, Tensor], window: slice | None = None) -> Tuned:
+    """Finds the learning rate with the lowest mean loss.
 
     Args:
-        family: The family of problems.
-        baseline: What to tune.
-        steps: Steps of each run.
-        seeds: Validation seeds.
+        losses: What `sweep` returned.
         window: The steps whose mean loss counts; by default the last twentieth. Runs that are not finite there lose.
     """
-    window = window or slice(steps - max(steps // 20, 1), steps)
-    seeds = list(seeds)
     scores = {}
-    for lr in baseline.grid:
-        runs = [
-            train(family, lambda params, lr=lr: baseline.make(params, lr=lr), steps=steps, seed=seed, role="val")
-            for seed in seeds
-        ]
-        score = float(torch.stack(runs)[:, window].mean())
+    for lr, runs in losses.items():
+        steps = runs.shape[1]
+        score = float(runs[:, window or slice(steps - max(steps // 20, 1), steps)].mean())
         scores[lr] = score if math.isfinite(score) else math.inf
     return Tuned(min(scores, key=lambda lr: scores[lr]), scores)
+
+
+def _make(baseline: Baseline, lr: float, params: list[tuple[str, Tensor]]) -> Optimizer:
+    return baseline.make(params, lr=lr)
 
 
 def race(
@@ -136,7 +156,7 @@ def race(
     tuning_seeds: Sequence[int] = (0, 1, 2),
     window: slice | None = None,
     progress: Progress | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Tuned]]:
+) -> tuple[dict[str, Run], dict[str, Tuned]]:
     """Tunes the baselines, then lets all run on the same test problems.
 
     Args:
@@ -150,7 +170,7 @@ def race(
         progress: Told of each finished optimizer.
 
     Returns:
-        Losses by name, shape (seeds, steps), learned optimizers first; and how the baselines were tuned.
+        Runs by name, learned optimizers first; and how the baselines were tuned.
     """
     total = 2 * len(baselines) + len(learned)
     done = 0
@@ -162,40 +182,39 @@ def race(
             progress(what, done, total)
 
     tuned: dict[str, Tuned] = {}
-    for name, baseline in baselines.items():
-        tuned[name] = tune(family, baseline, steps=steps, seeds=tuning_seeds, window=window)
-        report(f"tuned {name}")
     entries: dict[str, MakeOptimizer] = dict(learned)
     for name, baseline in baselines.items():
-        entries[name] = lambda params, make=baseline.make, lr=tuned[name].lr: make(params, lr=lr)  # type: ignore[misc]
-    losses: dict[str, Tensor] = {}
+        tuned[name] = tune(sweep(family, baseline, steps=steps, seeds=tuning_seeds), window)
+        entries[name] = partial(_make, baseline, tuned[name].lr)
+        report(f"tuned {name}")
+    runs: dict[str, Run] = {}
     for name, make in entries.items():
-        losses[name] = torch.stack([train(family, make, steps=steps, seed=seed) for seed in seeds])
+        runs[name] = repeat(family, make, steps=steps, seeds=seeds)
         report(f"ran {name}")
-    return losses, tuned
+    return runs, tuned
 
 
-def table(losses: Mapping[str, Tensor], at: Sequence[int], *, width: int = 10) -> str:
+def table(runs: Mapping[str, Run], at: Sequence[int], *, width: int = 10) -> str:
     """Mean and standard deviation over seeds of the training loss, as lines of text.
 
     Args:
-        losses: By name, shape (seeds, steps).
+        runs: By name, of several seeds.
         at: Steps to show, counted from 1; the mean of the ``width`` steps that end there is taken.
         width: Steps to average, to smooth the noise of the minibatches.
     """
     lines = [f"{'':<22}" + "".join(f"step {step:<16}" for step in at)]
-    for name, runs in losses.items():
-        ends = torch.stack([runs[:, max(step - width, 0) : step].mean(dim=1) for step in at])  # (columns, seeds)
+    for name, run in runs.items():
+        ends = torch.stack([run.losses[:, max(step - width, 0) : step].mean(dim=1) for step in at])  # (columns, seeds)
         cells = [f"{row.mean():.4f} +- {row.std(correction=min(1, len(row) - 1)):.4f}" for row in ends]
         lines.append(f"{name:<22}" + "".join(f"{cell:<21}" for cell in cells))
     return "\n".join(lines)
 
 
-def draw(losses: Mapping[str, Tensor], path: Path, *, title: str, smooth: int = 5) -> None:
+def draw(runs: Mapping[str, Run], path: Path, *, title: str, smooth: int = 5) -> None:
     """Draws mean loss curves with bands of one standard deviation over seeds; needs matplotlib.
 
     Args:
-        losses: By name, shape (seeds, steps).
+        runs: By name, of several seeds.
         path: A PNG file.
         title: Of the picture.
         smooth: Steps in the running mean.
@@ -204,10 +223,10 @@ def draw(losses: Mapping[str, Tensor], path: Path, *, title: str, smooth: int = 
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, runs in losses.items():
-        curve = runs.unfold(1, smooth, 1).mean(dim=-1)  # (seeds, steps - smooth + 1)
-        mean, spread = curve.mean(dim=0), curve.std(dim=0, correction=min(1, len(runs) - 1))
-        x = torch.arange(smooth, runs.shape[1] + 1)
+    for name, run in runs.items():
+        curve = run.losses.unfold(1, smooth, 1).mean(dim=-1)  # (seeds, steps - smooth + 1)
+        mean, spread = curve.mean(dim=0), curve.std(dim=0, correction=min(1, len(curve) - 1))
+        x = torch.arange(smooth, run.losses.shape[1] + 1)
         learned = name not in BASELINES
         (line,) = axes.plot(x, mean, label=name, linewidth=2.5 if learned else 1.3, zorder=3 if learned else 2)
         axes.fill_between(x, mean - spread, mean + spread, alpha=0.15, color=line.get_color(), linewidth=0)

@@ -47,7 +47,7 @@ def main() -> None:
             bar.set_postfix_str(what, refresh=False)
             bar.update()
 
-        losses, tuned = race(
+        runs, tuned = race(
             family,
             {f"LSTM ({args.checkpoint})": lambda params: LSTMOptimizer(params, checkpoint=args.checkpoint)},
             steps=args.steps,
@@ -61,9 +61,9 @@ def main() -> None:
     marks = sorted({max(args.steps // 4, 1), max(args.steps // 2, 1), args.steps})
     print(f"\nTraining loss, mean over the last 10 steps, mean +- standard deviation over {len(seeds)} fresh seeds;")
     print("the LSTM is not tuned:\n")
-    print(table(losses, marks))
-    draw(losses, args.out / "race.png", title=f"784-20-10 MLP on {images.name}")
-    final = {name: float(runs[:, -10:].mean()) for name, runs in losses.items()}
+    print(table(runs, marks))
+    draw(runs, args.out / "race.png", title=f"784-20-10 MLP on {images.name}")
+    final = {name: float(run.losses[:, -10:].mean()) for name, run in runs.items()}
     (args.out / "race.json").write_text(json.dumps({"data": images.name, "steps": args.steps, "final": final}, indent=1))
     print(f"\nWrote {args.out / 'race.png'}")
 
