@@ -28,8 +28,8 @@ def lstm_cell(x: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias: Ten
 
     Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
     """
-    # tanh(a) = 2 sigmoid(2 a) - 1: one sigmoid over the contiguous block of all four gates is several times faster on CPU
-    # than four functions over its strided quarters.
+    # tanh(a) = 2 sigmoid(2 a) - 1: one sigmoid over the contiguous block of all four gates is several times faster on
+    # CPU than four functions over its strided quarters.
     scale = weight.new_tensor((1.0, 1.0, 2.0, 1.0)).repeat_interleave(hidden.shape[-1])  # (4 H,)
     gates = torch.sigmoid(F.linear(torch.cat((x, hidden), dim=-1), weight * scale.unsqueeze(-1), bias * scale))
     i, f, g, o = gates.chunk(4, dim=-1)  # (..., H) each

@@ -1,7 +1,7 @@
 """Rules inside ``higher``: registration of our optimizers, and `inner_loop` on top of it.
 
-Imported by ``import learned_optim`` where ``higher`` is installed. Then ``higher.innerloop_ctx(model, optimizer)`` takes
-every `RuleOptimizer`, subclasses of users included.
+Imported by ``import learned_optim`` where ``higher`` is installed. Then ``higher.innerloop_ctx(model, optimizer)``
+takes every `RuleOptimizer`, subclasses of users included.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ class DifferentiableRuleOptimizer(DifferentiableOptimizer):  # type: ignore[misc
         updates, new = self.rule(grads, self._rule_state(params, places), params)
         for name, (g, i) in places.items():
             group = self.param_groups[g]
-            moved = apply_updates(
-                {name: params[name]}, updates, lr=group["lr"], weight_decay=group["weight_decay"]
-            )
+            moved = apply_updates({name: params[name]}, updates, lr=group["lr"], weight_decay=group["weight_decay"])
             group["params"][i] = moved[name]
             self.state[g][i] = {**self.state[g][i], **new.per_param[name]}
         self.state[0][0] = {**self.state[0][0], **{optimizers._SHARED + k: v for k, v in new.shared.items()}}
@@ -124,9 +122,7 @@ def inner_loop(
             taken += 1
             if truncate_every is not None and taken % truncate_every == 0:
                 fast_model.update_params([p.detach().requires_grad_() for p in fast_model.parameters()])
-                fast_optimizer.state = [
-                    _detached(entries) for entries in fast_optimizer.state
-                ]
+                fast_optimizer.state = [_detached(entries) for entries in fast_optimizer.state]
             return result
 
         fast_optimizer.step = step

@@ -58,7 +58,7 @@ class RuleOptimizer(Optimizer):
     ) -> None:
         self.rule = rule
         self._keys: dict[Tensor, str] = {}
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})  # type: ignore[arg-type]
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
         self._hint_at_habit()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -274,7 +274,9 @@ class LSTMOptimizer(RuleOptimizer):
         elif checkpoint is not None:
             raise ValueError("LSTMOptimizer: give a checkpoint or a rule, not both")
         if not isinstance(rule, LSTMRule):
-            raise ValueError(f"LSTMOptimizer: needs an LSTMRule, got {type(rule).__name__}; use RuleOptimizer for others")
+            raise ValueError(
+                f"LSTMOptimizer: needs an LSTMRule, got {type(rule).__name__}; use RuleOptimizer for others"
+            )
         super().__init__(params, rule, lr=lr, weight_decay=weight_decay, maximize=maximize)
 
 

@@ -105,7 +105,7 @@ def train(family: ProblemFamily, make: MakeOptimizer, *, steps: int, seed: int, 
     for step in range(steps):
         loss = family.loss(params, problem.batch(batches))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses[step] = loss.detach()
     with torch.no_grad():

@@ -69,7 +69,10 @@ class SampledUpdate:
             graph = weight * (part_updates[name] - part_updates[name].detach())  # zero, with the gradient
             result[name] = value.flatten().index_add(0, self.index[name], graph).reshape(value.shape)
         # Counters belong to the whole tensor.
-        counts = {name: {key: new.per_param[name][key] for key in own if key == "step"} for name, own in part.per_param.items()}
+        counts = {
+            name: {key: new.per_param[name][key] for key in own if key == "step"}
+            for name, own in part.per_param.items()
+        }
         beside = {_beside(name): own | counts[name] for name, own in part.per_param.items()}
         return result, RuleState(new.per_param | beside, new.shared)
 

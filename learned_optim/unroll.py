@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.rule import apply_updates, oriented
-from learned_optim.types import Minibatch, LossFn, RuleState, Scalar, Tensors, Update
+from learned_optim.types import LossFn, Minibatch, RuleState, Scalar, Tensors, Update
 
 
 class Unrolled(NamedTuple):
@@ -84,7 +84,7 @@ def unroll(
 def _value_and_grad(
     loss_fn: LossFn, params: Tensors, arguments: tuple[Minibatch, ...], *, first_order: bool
 ) -> tuple[Tensor, Tensors]:
-    loss, pullback = torch.func.vjp(lambda theta: loss_fn(theta, *arguments), params)
+    loss, pullback = torch.func.vjp(lambda theta: loss_fn(theta, *arguments), params)[:2]
     if loss.dim() != 0:
         raise ValueError(f"unroll: loss_fn must return a scalar, got shape {tuple(loss.shape)}")
     # Without this, first order would still record the graph of the gradient, only to drop it.

@@ -116,7 +116,9 @@ class TaskDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         for name, count in {
-            "meta_batch_size": meta_batch_size, "steps_per_epoch": steps_per_epoch, "eval_tasks": eval_tasks
+            "meta_batch_size": meta_batch_size,
+            "steps_per_epoch": steps_per_epoch,
+            "eval_tasks": eval_tasks,
         }.items():
             if count < 1:
                 raise ValueError(f"TaskDataModule: {name} must be >= 1, got {count}")

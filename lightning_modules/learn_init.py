@@ -64,9 +64,7 @@ class MAMLModule(pl.LightningModule):
         )
         self.eval_steps = eval_steps
         self.outer_lr = outer_lr
-        self._waves = (
-            TaskDataModule(Sinusoids(), meta_batch_size=meta_batch_size, seed=seed) if model is None else None
-        )
+        self._waves = TaskDataModule(Sinusoids(), meta_batch_size=meta_batch_size, seed=seed) if model is None else None
 
     def training_step(self, batch: Task, batch_idx: int) -> Tensor:
         loss, logs = self.learner.outer_loss(batch)

@@ -90,7 +90,9 @@ class LearnedOptimizerModule(pl.LightningModule):
         self.rule = rule or LSTMRule()
         self.horizon, self.window, self.instances = horizon, window, instances
         if coordinates is not None and not first_order:
-            raise ValueError("LearnedOptimizerModule: coordinates needs first_order=True, where coordinates are independent")
+            raise ValueError(
+                "LearnedOptimizerModule: coordinates needs first_order=True, where coordinates are independent"
+            )
         self.coordinates = coordinates
         self.outer_lr, self.schedule, self.first_order = outer_lr, schedule, first_order
         self.steps_per_epoch = steps_per_epoch
@@ -220,7 +222,10 @@ class LearnedOptimizerModule(pl.LightningModule):
             params, state = self._carried
             carried = {"params": params, "per_param": state.per_param, "shared": state.shared}
         checkpoint["episode"] = {
-            "episode": self._episode, "position": self._position, "skipped": self._skipped, "carried": carried,
+            "episode": self._episode,
+            "position": self._position,
+            "skipped": self._skipped,
+            "carried": carried,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -147,7 +147,8 @@ class MetaLearner(nn.Module):
 
         Returns:
             The mean over tasks of the objective, and detached means over tasks: ``support_loss`` and
-            ``query_loss_before`` at theta_0, ``query_loss`` at theta_K, and ``accuracy`` there where targets are labels.
+            ``query_loss_before`` at theta_0, ``query_loss`` at theta_K, and there ``accuracy`` where targets are
+            labels.
 
         Raises:
             ValueError: Shapes that do not fit; the message names the part.

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
-class differentiable_twice(TorchFunctionMode):  # noqa: N801
+class differentiable_twice(TorchFunctionMode):
     """A context in which the normalisation functions of ``torch.nn.functional`` are made of simpler operations."""
 
     def __torch_function__(

@@ -82,9 +82,15 @@ CASES = {
         ValueError,
         r"parameter 'a' has shape \(2, 3\), its rates \(2,\)",
     ),
-    "too few rates": (lambda: MetaSGD(params(), rule=MetaSGDRule({"a": torch.zeros(2, 3)})), ValueError, "rates for only 1"),
+    "too few rates": (
+        lambda: MetaSGD(params(), rule=MetaSGDRule({"a": torch.zeros(2, 3)})),
+        ValueError,
+        "rates for only 1",
+    ),
     "rates left over": (
-        lambda: MetaSGD(params()[:1], rule=MetaSGDRule(dict(named()))), ValueError, r"rates for \['bias'\]",
+        lambda: MetaSGD(params()[:1], rule=MetaSGDRule(dict(named()))),
+        ValueError,
+        r"rates for \['bias'\]",
     ),
     "rates by other names": (
         lambda: MetaSGD(named(), rule=MetaSGDRule({"weight": torch.zeros(2, 3), "shift": torch.zeros(2)})),
@@ -124,17 +130,23 @@ CASES = {
     "strategy": (lambda: maml(sine_mlp(), lr=0.1, strategy="fast"), ValueError, "unknown strategy 'fast'"),
     "inner lr": (lambda: maml(sine_mlp(), lr=-0.1), ValueError, "lr must be"),
     "nothing to adapt": (
-        lambda: MetaLearner(sine_mlp().requires_grad_(False), SGDRule(0.1)), ValueError, "nothing can adapt",
+        lambda: MetaLearner(sine_mlp().requires_grad_(False), SGDRule(0.1)),
+        ValueError,
+        "nothing can adapt",
     ),
     "support sizes": (lambda: learner().outer_loss(task(sy=(2, 6, 1))), ValueError, r"tasks.support: x and y differ"),
     "query sizes": (lambda: learner().outer_loss(task(qx=(2, 3, 1))), ValueError, r"tasks.query: x and y differ"),
     "task counts": (
-        lambda: learner().outer_loss(task(qx=(3, 4, 1), qy=(3, 4, 1))), ValueError, "2 tasks .* tasks.query 3",
+        lambda: learner().outer_loss(task(qx=(3, 4, 1), qy=(3, 4, 1))),
+        ValueError,
+        "2 tasks .* tasks.query 3",
     ),
     "no task axis": (lambda: learner().outer_loss(task(sy=(2,))), ValueError, r"tasks.support.y has shape \(2,\)"),
     "no tasks": (lambda: learner().outer_loss([]), ValueError, "tasks is empty"),
     "empty support": (
-        lambda: learner().adapt(Batch(torch.ones(0, 1), torch.ones(0, 1))), ValueError, "support holds no example",
+        lambda: learner().adapt(Batch(torch.ones(0, 1), torch.ones(0, 1))),
+        ValueError,
+        "support holds no example",
     ),
     "target shape": (
         lambda: maml(sine_mlp(), lr=0.1, strategy="loop").outer_loss(task(sy=(2, 5), qy=(2, 4))),

@@ -20,7 +20,9 @@ def imported(path):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             if node.module == "learned_optim":
-                yield from (f"learned_optim.{alias.name}" for alias in node.names if (path.parent / f"{alias.name}.py").exists())
+                yield from (
+                    f"learned_optim.{alias.name}" for alias in node.names if (path.parent / f"{alias.name}.py").exists()
+                )
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
@@ -59,7 +61,7 @@ def test_meta_init_uses_public_names_only():
 
 
 def test_import_needs_neither_lightning_nor_higher_nor_data():
-    blocked = "higher pytorch_lightning lightning torchvision torchmeta matplotlib sklearn".split()
+    blocked = ["higher", "pytorch_lightning", "lightning", "torchvision", "torchmeta", "matplotlib", "sklearn"]
     code = f"""
 import sys
 for name in {blocked}:

@@ -25,8 +25,14 @@ def _in_its_own_folder(tmp_path, monkeypatch):
 def trainer(max_steps, every=None, **options):
     callbacks = [ModelCheckpoint("saved", every_n_train_steps=every, save_top_k=-1, filename="{step}")] if every else []
     return pl.Trainer(
-        max_steps=max_steps, accelerator="cpu", logger=False, enable_checkpointing=bool(every), callbacks=callbacks,
-        enable_progress_bar=False, enable_model_summary=False, **options,
+        max_steps=max_steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=bool(every),
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
     )
 
 

@@ -64,7 +64,9 @@ def main() -> None:
     print(table(runs, marks))
     draw(runs, args.out / "race.png", title=f"784-20-10 MLP on {images.name}")
     final = {name: float(run.losses[:, -10:].mean()) for name, run in runs.items()}
-    (args.out / "race.json").write_text(json.dumps({"data": images.name, "steps": args.steps, "final": final}, indent=1))
+    (args.out / "race.json").write_text(
+        json.dumps({"data": images.name, "steps": args.steps, "final": final}, indent=1)
+    )
     print(f"\nWrote {args.out / 'race.png'}")
 
 

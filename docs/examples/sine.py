@@ -1,6 +1,6 @@
 """Learning to fit waves from ten points: MAML and Meta-SGD against a network pretrained on all waves.
 
-    python docs/examples/sine.py [--quick] [--out demo]
+python docs/examples/sine.py [--quick] [--out demo]
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ def meta_train(name: str, algorithm: str, iterations: int, **options: object) ->
     data = TaskDataModule(Sinusoids(shots=SHOTS), meta_batch_size=25, steps_per_epoch=iterations)
     print(f"{name}: {iterations} iterations")
     trainer = pl.Trainer(
-        max_steps=iterations, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
+        max_steps=iterations,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
         callbacks=[TQDMProgressBar(refresh_rate=100)],
     )
     trainer.fit(module, datamodule=data)

@@ -16,7 +16,9 @@ from learned_optim.types import Minibatch, Tensors
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}
 
 
-def mlp(hidden: tuple[int, ...] = (20,), activation: str = "sigmoid", *, inputs: int = 784, outputs: int = 10) -> nn.Module:
+def mlp(
+    hidden: tuple[int, ...] = (20,), activation: str = "sigmoid", *, inputs: int = 784, outputs: int = 10
+) -> nn.Module:
     """A multilayer perceptron on flattened images with PyTorch's default initialisation.
 
     The default is the 784-20-10 network of Andrychowicz et al. 2016, section 3.2.
@@ -33,7 +35,8 @@ class ImageClassification(ProblemFamily):
     """Cross-entropy of a network on minibatches of images in [0, 1]; a problem is an initialisation and a batch order.
 
     Args:
-        images: The data, or its name in `learned_optim.data.IMAGE_SETS`; batches come from its training part, `test_loss` uses the other.
+        images: The data, or its name in `learned_optim.data.IMAGE_SETS`; batches come from its training part,
+            `test_loss` uses the other.
         model: Makes a fresh network; called under a seed, so that its initialisation belongs to the problem.
         batch_size: Images per batch, drawn with replacement (the paper: 128).
     """

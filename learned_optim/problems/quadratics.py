@@ -30,4 +30,5 @@ class Quadratics(ProblemFamily):
 
     def loss(self, params: Tensors, batch: Minibatch) -> Tensor:
         w, y = batch
-        return (w @ params["theta"] - y).square().sum()
+        residual: Tensor = w @ params["theta"] - y
+        return residual.square().sum()

@@ -116,7 +116,10 @@ def test_higher_with_plain_context_override_and_subclass():
         model = copy.deepcopy(problem.model)
         optimizer = make(model.parameters())
         lr = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-        with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False, override={"lr": [lr]}) as (fast, diffopt):
+        with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False, override={"lr": [lr]}) as (
+            fast,
+            diffopt,
+        ):
             for _ in range(2):
                 diffopt.step((fast(problem.x) - problem.y).square().mean())
             loss = (fast(problem.x) - problem.y).square().mean()

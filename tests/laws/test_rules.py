@@ -92,7 +92,9 @@ def test_bind_with_its_own_parameters_is_the_rule(name):
         assert any(
             not torch.equal(u, v)
             for u, v in zip(
-                bind(rule, doubled)(grads, state, params)[0].values(), rule(grads, state, params)[0].values(), strict=True
+                bind(rule, doubled)(grads, state, params)[0].values(),
+                rule(grads, state, params)[0].values(),
+                strict=True,
             )
         )
 
@@ -126,9 +128,7 @@ def test_gradcheck_of_an_unrolled_loss(name, first_order):
             return rule(grads, state, theta)
 
         params = dict(zip(names, inputs, strict=False))
-        unrolled = unroll(
-            recording, problem.loss, params, rule.init_state(params), steps=3, first_order=True
-        )
+        unrolled = unroll(recording, problem.loss, params, rule.init_state(params), steps=3, first_order=True)
         theirs = torch.autograd.grad(
             problem.loss(unrolled.params), [*params.values(), *rule.parameters()], allow_unused=True
         )
@@ -206,7 +206,9 @@ def slow_features(features, grads):
         row = []
         for name in features:
             if name == "log_sign":
-                row += [math.log(abs(g)) / 10, math.copysign(1, g)] if abs(g) >= math.exp(-10) else [-1, math.exp(10) * g]
+                row += (
+                    [math.log(abs(g)) / 10, math.copysign(1, g)] if abs(g) >= math.exp(-10) else [-1, math.exp(10) * g]
+                )
             else:
                 m, v = 0.95 * m + 0.05 * g, 0.95 * v + 0.05 * g * g
                 scale = math.sqrt(v / (1 - 0.95**t)) + 1e-8
@@ -225,8 +227,10 @@ def slow_lstm(rule, grads):
         x = row
         for layer, (weight, bias) in enumerate(zip(rule.weights, rule.biases, strict=True)):
             joined = [*x, *hidden[layer]]
-            gate = [sum(w * z for w, z in zip(line, joined, strict=True)) + b
-                    for line, b in zip(weight.tolist(), bias.tolist(), strict=True)]
+            gate = [
+                sum(w * z for w, z in zip(line, joined, strict=True)) + b
+                for line, b in zip(weight.tolist(), bias.tolist(), strict=True)
+            ]
             for j in range(size):
                 i, f, g, o = (gate[k * size + j] for k in range(4))
                 cell[layer][j] = sigmoid(f) * cell[layer][j] + sigmoid(i) * math.tanh(g)

@@ -1,0 +1,44 @@
+"""Everything public is documented, and what the documents say is what was measured."""
+
+import importlib
+import importlib.util
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+
+import learned_optim
+import lightning_modules
+import meta_init
+from learned_optim import read_record
+
+ROOT = Path(__file__).parent.parent
+PUBLIC = [(package, name) for package in (learned_optim, meta_init, lightning_modules) for name in package.__all__]
+
+
+@pytest.mark.parametrize(("package", "name"), PUBLIC, ids=lambda value: getattr(value, "__name__", value))
+def test_everything_public_is_documented(package, name):
+    value = getattr(package, name)
+    if not inspect.isclass(value):
+        assert not callable(value) or value.__doc__, name
+        return
+    assert value.__doc__, name
+    for attribute, member in vars(value).items():
+        if attribute.startswith("_") or not inspect.isfunction(member):
+            continue
+        inherited = any(hasattr(base, attribute) for base in value.__mro__[1:])
+        assert member.__doc__ or inherited, f"{name}.{attribute} has no docstring"
+
+
+def test_the_card_of_mnist_mlp_is_written_from_its_results():
+    path = ROOT / "docs" / "examples" / "publish_mnist_mlp.py"
+    spec = importlib.util.spec_from_file_location("publish_mnist_mlp", path)
+    publish = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(publish)
+    results = json.loads(publish.RESULTS.read_text())
+    assert publish.CARD.read_text() == publish.card(results, read_record(publish.NAME))
+    first = next(iter(results["networks"].values()))
+    for window in publish.WINDOWS:
+        for name in ("Adam", "RMSprop", "Adagrad", "SGD"):
+            assert first["LSTM"][window]["loss"] < first[name][window]["loss"], (window, name)
