@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,15 @@ def test_the_card_of_mnist_mlp_is_written_from_its_results():
     for window in publish.WINDOWS:
         for name in ("Adam", "RMSprop", "Adagrad", "SGD"):
             assert first["LSTM"][window]["loss"] < first[name][window]["loss"], (window, name)
+
+
+def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 4
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert namespace["adapted"](namespace["x"]).shape == (10, 1)
+    rule = learned_optim.load_checkpoint("decays.safetensors")
+    assert rule.config() == namespace["module"].rule.config()

@@ -151,10 +151,10 @@ def card(results: dict[str, Any], record: dict[str, Any]) -> str:
         "",
         "- It knows one family. The tables above show how it does on three neighbours, better or worse than tuned",
         "  optimizers as they say; networks, losses and input scales farther away were not measured.",
-        f"- It was trained on horizons of {options['horizon']} steps. Beyond that, mean training loss over the last 100",
-        f"  of so many steps on {len(BEYOND_SEEDS)} of the problems:",
+        f"- It was trained on horizons of {options['horizon']} steps. Beyond that, mean training loss over the last",
+        f"  100 of so many steps on {len(BEYOND_SEEDS)} of the problems:",
         "",
-        "| steps | LSTM | " + " | ".join(f"{name} (lr {lr:g})" for name, lr in results["beyond"]["lr"].items()) + " |",
+        "| steps | LSTM | " + " | ".join(f"{key} (lr {lr:g})" for key, lr in results["beyond"]["lr"].items()) + " |",
         "|---|" + "---|" * (1 + len(results["beyond"]["lr"])),
         *(
             f"| {steps:,} | " + " | ".join(f"{loss:.4f}" for loss in results["beyond"][str(steps)].values()) + " |"
