@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset
 
 from learned_optim import LSTMRule, Rule, RuleState, Tensors, detached, unroll
@@ -117,7 +118,7 @@ class LearnedOptimizerModule(pl.LightningModule):
 
     def _batch(self, problems: list[Problem], role: str, episode: int, step: int) -> Minibatch:
         drawn = [problem.batch(seeded(self.seed, role, episode, i, step)) for i, problem in enumerate(problems)]
-        return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves).to(self.device), *drawn)
+        return tree_map(lambda *leaves: torch.stack(leaves).to(self.device), *drawn)
 
     def _sample(self, params: Tensors) -> SampledUpdate:
         assert self.coordinates is not None
@@ -133,11 +134,12 @@ class LearnedOptimizerModule(pl.LightningModule):
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         problems, params, state = self._draw("train", self._episode, self.instances)
         if self._carried is not None:
-            params, state = self._carried
+            # A resumed run finds them on the CPU.
+            params, state = tree_map(lambda leaf: leaf.to(self.device), self._carried)
         steps = range(self._position, self._position + self.window)
         update: Update = torch.vmap(self.rule)
         if self.coordinates is not None:
-            sample = self._sample(problems[0].params)
+            sample = self._sample({name: p[0] for name, p in params.items()})
             update, state = torch.vmap(sample), torch.vmap(sample.extend)(state)
         unrolled = unroll(
             update,
