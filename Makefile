@@ -12,7 +12,7 @@ endif
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: demo test lint types card clean
+.PHONY: demo test lint types clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv

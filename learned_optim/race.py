@@ -195,7 +195,7 @@ def race(
 
 
 def table(runs: Mapping[str, Run], at: Sequence[int], *, width: int = 10) -> str:
-    """Mean and standard deviation over seeds of the training loss, as lines of text.
+    """Mean training loss, and its standard deviation where there are several seeds, as lines of text.
 
     Args:
         runs: By name, of several seeds.
@@ -205,7 +205,7 @@ def table(runs: Mapping[str, Run], at: Sequence[int], *, width: int = 10) -> str
     lines = [f"{'':<22}" + "".join(f"step {step:<16}" for step in at)]
     for name, run in runs.items():
         ends = torch.stack([run.losses[:, max(step - width, 0) : step].mean(dim=1) for step in at])  # (columns, seeds)
-        cells = [f"{row.mean():.4f} +- {row.std(correction=min(1, len(row) - 1)):.4f}" for row in ends]
+        cells = [f"{row.mean():.4f}" + (f" +- {row.std():.4f}" if len(row) > 1 else "") for row in ends]
         lines.append(f"{name:<22}" + "".join(f"{cell:<21}" for cell in cells))
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import learned_optim
 import lightning_modules
@@ -43,6 +44,18 @@ def test_the_card_of_mnist_mlp_is_written_from_its_results():
     for window in publish.WINDOWS:
         for name in ("Adam", "RMSprop", "Adagrad", "SGD"):
             assert first["LSTM"][window]["loss"] < first[name][window]["loss"], (window, name)
+
+
+def test_the_rule_of_the_docs_is_a_rule(tmp_path):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "README.md").read_text(), flags=re.DOTALL)
+    namespace = {}
+    exec(compile(block, "docs/README.md", "exec"), namespace)
+    learned_optim.save_checkpoint(tmp_path / "sign", namespace["optimizer"].rule)
+    assert learned_optim.load_checkpoint(tmp_path / "sign").log_step == -3.0
+    learner = meta_init.MetaLearner(meta_init.sine_mlp(4), namespace["optimizer"].rule)
+    tasks = meta_init.Sinusoids().sample(2, torch.Generator())
+    learner.outer_loss(tasks)[0].backward()
+    assert learner.rule.log_step.grad != 0
 
 
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):

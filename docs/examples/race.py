@@ -59,8 +59,8 @@ def main() -> None:
         grid = " ".join(f"{lr:g}" for lr in result.scores)
         print(f"{name:<8} learning rate {result.lr:g}, the best of {grid} on validation seeds")
     marks = sorted({max(args.steps // 4, 1), max(args.steps // 2, 1), args.steps})
-    print(f"\nTraining loss, mean over the last 10 steps, mean +- standard deviation over {len(seeds)} fresh seeds;")
-    print("the LSTM is not tuned:\n")
+    fresh = "one fresh seed" if len(seeds) == 1 else f"{len(seeds)} fresh seeds, mean +- standard deviation"
+    print(f"\nTraining loss, mean over the last 10 steps, on {fresh}. The LSTM is not tuned.\n")
     print(table(runs, marks))
     draw(runs, args.out / "race.png", title=f"784-20-10 MLP on {images.name}")
     final = {name: float(run.losses[:, -10:].mean()) for name, run in runs.items()}

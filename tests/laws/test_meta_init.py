@@ -176,6 +176,20 @@ def test_adapt_and_evaluate_agree_in_every_grad_mode(name, mode):
             assert not any(value.requires_grad for value in adapted.params.values())
 
 
+@pytest.mark.parametrize("layer", ["TransformerEncoderLayer", "BatchNorm1d", "Dropout off"])
+@pytest.mark.parametrize("training", [True, False])
+def test_ordinary_layers_adapt_in_inference_mode(layer, training):
+    learner = maml(network(layer), lr=0.1, steps=3).train(training)
+    batch = tasks((3, 8))
+    support = Batch(batch.support.x[0], batch.support.y[0])
+    expected = learner.adapt(support)
+    assert expected.losses[2] < expected.losses[0]
+    with torch.inference_mode():
+        adapted = learner.adapt(support)
+        assert_close(adapted.params, expected.params)
+        assert_close(adapted(batch.query.x[0]), expected.module().train(training)(batch.query.x[0]))
+
+
 def test_exported_module_keeps_the_statistics_of_its_batch():
     learner = maml(nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 4)).double(), lr=0.1)
     batch = tasks((5,))
