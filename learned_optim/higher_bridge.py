@@ -16,9 +16,8 @@ from higher.optim import DifferentiableOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learned_optim import optimizers
-from learned_optim.optimizers import RuleOptimizer
 from learned_optim.rule import apply_updates, oriented
+from learned_optim.rule_optimizer import RuleOptimizer, on_subclass, shared_entry, split_entry
 from learned_optim.types import RuleState, Tensors
 
 
@@ -48,21 +47,12 @@ class DifferentiableRuleOptimizer(DifferentiableOptimizer):  # type: ignore[misc
             moved = apply_updates({name: params[name]}, updates, lr=group["lr"], weight_decay=group["weight_decay"])
             group["params"][i] = moved[name]
             self.state[g][i] = {**self.state[g][i], **new.per_param[name]}
-        self.state[0][0] = {**self.state[0][0], **{optimizers._SHARED + k: v for k, v in new.shared.items()}}
+        self.state[0][0] = {**self.state[0][0], **shared_entry(new.shared)}
 
     def _rule_state(self, params: Tensors, places: dict[str, tuple[int, int]]) -> RuleState:
-        prefix = optimizers._SHARED
-        first = self.state[0][0]
-        fresh = self.rule.init_state(
-            {name: params[name] for name, (g, i) in places.items() if not _without(prefix, self.state[g][i])}
-        )
-        shared = {key.removeprefix(prefix): value for key, value in first.items() if key.startswith(prefix)}
-        per_param = {name: _without(prefix, self.state[g][i]) for name, (g, i) in places.items()}
-        return RuleState(per_param | fresh.per_param, shared or fresh.shared)
-
-
-def _without(prefix: str, entry: Tensors) -> Tensors:
-    return {key: value for key, value in entry.items() if not key.startswith(prefix)}
+        own = {name: split_entry(self.state[g][i])[0] for name, (g, i) in places.items()}
+        fresh = self.rule.init_state({name: params[name] for name in places if not own[name]})
+        return RuleState(own | fresh.per_param, split_entry(self.state[0][0])[1] or fresh.shared)
 
 
 def _register(optimizer: type[RuleOptimizer]) -> None:
@@ -73,7 +63,7 @@ def _register(optimizer: type[RuleOptimizer]) -> None:
 
 
 _register(RuleOptimizer)
-optimizers._on_subclass.append(_register)
+on_subclass.append(_register)
 
 
 @contextmanager

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from learned_optim import LSTMOptimizer, LSTMRule, MetaSGD, MetaSGDRule, Rule, RuleOptimizer, SGDRule, Tensors
+from learned_optim import (
+    LSTMOptimizer,
+    LSTMRule,
+    MetaSGD,
+    MetaSGDRule,
+    Rule,
+    RuleOptimizer,
+    RuleState,
+    SGDRule,
+    Tensors,
+)
 
 MakeRule = Callable[[Tensors], Rule]
 
@@ -18,9 +28,31 @@ def lstm(**options: object) -> MakeRule:
     return lambda params: LSTMRule(hidden_size=3, **{"output_scale": 0.1, **options})  # type: ignore[arg-type]
 
 
+class ClippedDescent(Rule):
+    """Descent by gradients over a running mean of the whole network's squared gradient: a rule with shared state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(0.1))
+
+    def init_state(self, params: Tensors, *, generator: torch.Generator | None = None) -> RuleState:
+        reference = next(iter(params.values()), torch.zeros(()))
+        return RuleState({name: {} for name in params}, {"mean": reference.new_zeros(())})
+
+    def forward(self, grads: Tensors, state: RuleState, params: Tensors) -> tuple[Tensors, RuleState]:
+        square = torch.stack([grad.square().mean() for grad in grads.values()]).mean()
+        mean = 0.9 * state.shared["mean"] + 0.1 * square
+        scale = torch.where(mean > 0, self.rate / (mean.clamp(min=1e-12).sqrt() + 1), 0.0)
+        return {name: -scale * grad for name, grad in grads.items()}, RuleState(state.per_param, {"mean": mean})
+
+    def config(self) -> dict[str, object]:
+        return {}
+
+
 RULES: dict[str, MakeRule] = {
     "sgd": lambda params: SGDRule(0.1),
     "meta_sgd": lambda params: MetaSGDRule(params, (0.05, 0.2)),
+    "shared-state": lambda params: ClippedDescent(),
     "lstm": lstm(),
     "lstm-one-layer": lstm(num_layers=1),
     "lstm-moves-unseen": lstm(move_unseen=True),
@@ -31,6 +63,9 @@ RULES: dict[str, MakeRule] = {
 
 OPTIMIZERS: dict[str, Callable[..., RuleOptimizer]] = {
     "RuleOptimizer": lambda params, **options: RuleOptimizer(params, SGDRule(0.1), **options),
+    "RuleOptimizer-shared-state": lambda params, **options: RuleOptimizer(
+        params, seeded_rule("shared-state", {}), **options
+    ),
     "LSTMOptimizer": lambda params, **options: LSTMOptimizer(params, rule=seeded_rule("lstm", {}), **options),
     "LSTMOptimizer-moments": lambda params, **options: LSTMOptimizer(
         params, rule=seeded_rule("lstm-both-shortcut", {}), **options

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = ["learned_optim", "meta_init", "lightning_modules"]
 INSIDE = [
-    "types", "seeds", "rule", "cells", "features", "rules", "unroll", "sampled", "data", "checkpoint", "optimizers",
-    "higher_bridge", "problems", "race",
+    "types", "seeds", "rule", "cells", "features", "rules", "unroll", "sampled", "data", "checkpoint",
+    "rule_optimizer", "optimizers", "higher_bridge", "problems", "race",
 ]  # fmt: skip
 
 

@@ -65,7 +65,8 @@ def test_locality(name):
     """A coordinatewise rule commutes with permuting and splitting a tensor."""
     rule, *_ = trajectory(name, 0)
     if not rule.coordinatewise:
-        assert name == "meta_sgd"  # its rates belong to places, which is what it is for
+        # Rates belong to places, and a network's mean to the network.
+        assert name in ("meta_sgd", "shared-state")
         return
     grads = torch.randn(4, 10, dtype=torch.float64)
     order = torch.randperm(10)
@@ -288,7 +289,7 @@ def test_features_have_finite_derivatives_at_zero(name):
     assert bool(torch.isfinite(values).all())
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if name != "meta_sgd"])
+@pytest.mark.parametrize("name", [name for name in RULES if name not in ("meta_sgd", "shared-state")])
 def test_sampling_all_coordinates_is_the_plain_first_order_meta_gradient(name):
     problem = small_problem()
     rule = seeded_rule(name, problem.params)
