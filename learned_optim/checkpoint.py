@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
 from learned_optim.data import write_atomically
 from learned_optim.rule import Rule
@@ -50,9 +49,8 @@ def save_checkpoint(path: str | os.PathLike[str], rule: Rule, *, record: Mapping
         "rule": type(rule).__name__,
         "config": json.dumps(rule.config()),
         "record": json.dumps(dict(record or {}), sort_keys=True),
-        "sha256": _hash(tensors),
     }
-    write_atomically(path, save(tensors, metadata))
+    write_atomically(path, save(tensors, metadata | {"sha256": _hash(tensors, metadata)}))
 
 
 def load_checkpoint(name_or_path: str | os.PathLike[str]) -> Rule:
@@ -66,11 +64,8 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> Rule:
             package, of a newer format, or names an unknown rule.
     """
     path = _resolve(name_or_path)
-    metadata, shapes = _read_header(path)
-    rule = _build(path, metadata, shapes)
-    tensors = _read_tensors(path)
-    if _hash(tensors) != metadata.get("sha256"):
-        raise CheckpointError(f"{path} is damaged: its tensors do not have the SHA-256 that it records")
+    metadata, tensors = _read(path)
+    rule = _build(path, metadata, tensors)
     rule.load_state_dict(tensors, assign=True)
     for parameter in rule.parameters():
         parameter.requires_grad_(True)
@@ -79,7 +74,7 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> Rule:
 
 def read_record(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """The training record that was saved with a checkpoint."""
-    metadata, _ = _read_header(_resolve(name_or_path))
+    metadata, _ = _read(_resolve(name_or_path))
     return dict(json.loads(metadata["record"]))
 
 
@@ -105,51 +100,52 @@ def _plain(path: Path) -> str:
     return path.stem.partition("@")[0]
 
 
-def _read_header(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+def _read(path: Path) -> tuple[dict[str, str], Tensors]:
+    """The verified content of a file."""
     if path.stat().st_size > _MAX_BYTES:
         raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes; no checkpoint of a rule is so large")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of learned_optim; save_checkpoint writes those")
     version = metadata.get("format_version", "")
-    if not version.isdigit() or int(version) > FORMAT_VERSION:
+    if not re.fullmatch("[0-9]{1,9}", version) or int(version) > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {version!r}; this learned_optim reads up to {FORMAT_VERSION}: upgrade it"
         )
-    return metadata, shapes
+    if metadata.get("sha256") != _hash(tensors, metadata):
+        raise CheckpointError(f"{path} is damaged: its content does not have the SHA-256 that it records")
+    return metadata, tensors
 
 
-def _build(path: Path, metadata: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Rule:
+def _build(path: Path, metadata: Mapping[str, str], tensors: Tensors) -> Rule:
     name = metadata.get("rule", "")
     if name not in Rule.known:
         known = ", ".join(sorted(Rule.known))
         raise CheckpointError(f"{path} holds a rule of the unknown class {name!r}; import it first (known: {known})")
     try:
         with torch.device("meta"):  # sizes only, so that nothing is allocated before they have been compared
-            rule = Rule.known[name].from_config(json.loads(metadata["config"]))
+            expected = Rule.known[name].from_config(json.loads(metadata["config"]))
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged: no {name} can be made from its configuration: {error}") from error
-    expected = {key: tuple(value.shape) for key, value in rule.state_dict().items()}
-    if expected != dict(shapes):
-        raise CheckpointError(f"{path} is damaged: its tensors have shapes {dict(shapes)}, a {name} needs {expected}")
-    return rule
+        raise CheckpointError(f"{path}: no {name} can be made from its configuration: {error}") from error
+    needed = {key: tuple(value.shape) for key, value in expected.state_dict().items()}
+    for key in needed | tensors:
+        found = tuple(tensors[key].shape) if key in tensors else None
+        if found != needed.get(key):
+            raise CheckpointError(f"{path}: tensor {key!r} has shape {found}, but its {name} needs {needed.get(key)}")
+        if not tensors[key].is_floating_point():
+            raise CheckpointError(f"{path}: tensor {key!r} is {tensors[key].dtype}, not of a floating-point type")
+    return expected
 
 
-def _read_tensors(path: Path) -> Tensors:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-
-
-def _hash(tensors: Mapping[str, Tensor]) -> str:
+def _hash(tensors: Tensors, metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
+    for key in ("format", "format_version", "rule", "config", "record"):
+        digest.update(f"{key} {metadata.get(key)}\n".encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -111,7 +111,7 @@ def inner_loop(
             result = plain_step(loss, *args, grad_callback=grad_callback, **kwargs)
             taken += 1
             if truncate_every is not None and taken % truncate_every == 0:
-                fast_model.update_params([p.detach().requires_grad_() for p in fast_model.parameters()])
+                fast_model.update_params([p.detach().requires_grad_(p.requires_grad) for p in fast_model.parameters()])
                 fast_optimizer.state = [_detached(entries) for entries in fast_optimizer.state]
             return result
 

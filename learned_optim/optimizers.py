@@ -15,6 +15,13 @@ from learned_optim.rules import LSTMRule, MetaSGDRule
 from learned_optim.types import Tensors
 
 
+def _refuse_habit(name: str, checkpoint: Any) -> None:
+    if checkpoint is not None and not isinstance(checkpoint, (str, os.PathLike)):
+        option = "rule" if isinstance(checkpoint, Rule) else "lr"
+        value = type(checkpoint).__name__ if option == "rule" else checkpoint
+        raise TypeError(f"{name}: checkpoint must be a name or a file, got {value}; did you mean {option}=...?")
+
+
 class LSTMOptimizer(RuleOptimizer):
     """The learned LSTM optimizer, as a drop-in replacement for ``torch.optim.Adam``.
 
@@ -52,6 +59,7 @@ class LSTMOptimizer(RuleOptimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ) -> None:
+        _refuse_habit("LSTMOptimizer", checkpoint)
         if rule is None:
             rule = load_checkpoint(DEFAULT_CHECKPOINT if checkpoint is None else checkpoint)
         elif checkpoint is not None:
@@ -101,6 +109,7 @@ class MetaSGD(RuleOptimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
     ) -> None:
+        _refuse_habit("MetaSGD", checkpoint)
         if checkpoint is not None and rule is not None:
             raise ValueError("MetaSGD: give a checkpoint or a rule, not both")
         given = load_checkpoint(checkpoint) if checkpoint is not None else rule

@@ -84,12 +84,26 @@ class RuleOptimizer(Optimizer):
                 raise ValueError(f"{type(self).__name__}: {option} must be a finite number >= 0, got {value}")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        names = group.get("param_names") or [str(len(self._keys) + i) for i in range(len(group["params"]))]
         try:
-            self._adopt(dict(zip(names, group["params"], strict=True)), named="param_names" in group)
+            self._adopt(self._named(group), named="param_names" in group)
         except Exception:
             self.param_groups.pop()
             raise
+
+    def _named(self, group: dict[str, Any]) -> Tensors:
+        """The group's parameters by their names, or by their positions; every key is unique in the optimizer."""
+        named: Tensors = {}
+        taken = set(self._keys.values())
+        names = group.get("param_names") or [str(len(self._keys) + i) for i in range(len(group["params"]))]
+        for name, param in zip(names, group["params"], strict=True):
+            # torch allows the same name in several groups.
+            key, number = name, 1
+            while key in taken:
+                number += 1
+                key = f"{name} ({number})"
+            named[key] = param
+            taken.add(key)
+        return named
 
     def _adopt(self, params: Tensors, *, named: bool) -> None:
         """Takes in the parameters of a new group under the names that the rule shall see."""
@@ -215,10 +229,11 @@ class RuleOptimizer(Optimizer):
             raise ValueError(f"{name}: the state holds no rule; it is not a state_dict of such an optimizer")
         if label != self._rule_label():
             raise ValueError(f"{name}: the state is of the rule {label}, but this optimizer has {self._rule_label()}")
-        own = {key: value.shape for key, value in self.rule.state_dict().items()}
-        saved = {key: value.shape for key, value in tensors.items()}
-        if own != saved:
-            raise ValueError(f"{name}: the state's rule has tensors {saved}, but this optimizer's has {own}")
+        own = {key: (tuple(value.shape), value.dtype) for key, value in self.rule.state_dict().items()}
+        saved = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
+        for key in own | saved:
+            if own.get(key) != saved.get(key):
+                raise ValueError(f"{name}: the rule's {key!r} is {saved.get(key)} in the state, {own.get(key)} here")
 
     def _restore(self, state_dict: Mapping[str, Any]) -> None:
         # torch has cast floating-point state to each parameter's dtype; take the saved values instead.

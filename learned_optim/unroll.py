@@ -43,6 +43,9 @@ def unroll(
 
     theta_{k+1} = theta_k + lr u_k, with [u_k, h_{k+1}] = update(grad L(theta_k), h_k, theta_k).
 
+    Every parameter has a gradient here: one that the loss does not use has zeros, where ``backward()`` leaves ``None``
+    and the eager driver leaves the parameter alone. Leave such parameters out of ``params``.
+
     The result can be differentiated by ``backward()`` and by torch.func, batched with vmap, and run under
     ``no_grad`` and ``inference_mode``. Truncated backpropagation is calling again with detached parameters and state
     (`detached`).

@@ -9,7 +9,13 @@ def main(args: list[str] | None = None) -> None:
     ``learned-optim fit --config FILE`` trains; ``--help`` after a subcommand lists the options. Any LightningModule can
     be named by its class path in the file.
     """
-    from pytorch_lightning.cli import LightningCLI
+    try:
+        from pytorch_lightning.cli import LightningCLI
+
+        # Imported so that files can name them without their path.
+        from lightning_modules import LearnedOptimizerModule, MAMLModule, TaskDataModule  # noqa: F401
+    except ImportError as error:
+        raise SystemExit(f"learned-optim needs Lightning: pip install 'learned-optim[lightning]' ({error})") from error
 
     LightningCLI(args=args, save_config_kwargs={"overwrite": True})
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset, Sampler
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from learned_optim.seeds import seeded
 from meta_init import Task, TaskSource
@@ -29,60 +30,48 @@ class TaskBatches(Dataset[Task]):
         return self.tasks.sample(self.size, seeded(self.seed, self.role, index))
 
 
-class _Numbers(Sampler[int]):
-    """Counts on through the epochs, from the place where an interrupted epoch stopped."""
+class TaskLoader:
+    """An endless stream in epochs: the items of a numbered dataset, one after the other, resumable anywhere.
 
-    def __init__(self, length: int, *, advance: bool) -> None:
-        self.length, self.advance = length, advance
-        self.epoch = 0
-        self.done = 0
+    Lightning takes it wherever it takes a DataLoader, and saves and restores the position with its checkpoints. With
+    several processes each takes every n-th item.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
+    Args:
+        items: ``items[n]`` for any n >= 0, such as `TaskBatches`.
+        length: Items per epoch and process.
+        advance: Whether every epoch goes on with new items; off for validation.
+        workers: Processes that make items. The stream is the same for any number of them.
+    """
 
-    def __iter__(self) -> Iterator[int]:
-        first = self.epoch * self.length if self.advance else 0
-        return iter(range(first + self.done, first + self.length))
+    def __init__(self, items: Dataset[Any], length: int, *, advance: bool = True, workers: int = 0) -> None:
+        self.items, self.length, self.advance, self.workers = items, length, advance, workers
+        self.position = 0
 
     def __len__(self) -> int:
         return self.length
 
-
-class TaskLoader(DataLoader[Any]):
-    """A DataLoader over numbered items without end, such as `TaskBatches`, resumable in the middle of an epoch.
-
-    Lightning saves and restores it through ``state_dict``.
-
-    Args:
-        items: ``items[n]`` for any n >= 0.
-        length: Items per epoch.
-        advance: Whether every epoch brings new items; off for validation.
-        workers: Processes that make items.
-    """
-
-    def __init__(self, items: Dataset[Any], length: int, *, advance: bool = True, workers: int = 0) -> None:
-        self.numbers = _Numbers(length, advance=advance)
-        super().__init__(
-            items, batch_size=None, sampler=self.numbers, num_workers=workers, persistent_workers=workers > 0
-        )
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        items = super().__iter__()
-        try:
-            for item in items:
-                self.numbers.done += 1
-                yield item
-        finally:
-            self.numbers.done = 0
+    def __iter__(self) -> Iterator[Any]:
+        first = self.position if self.advance else 0
+        rank, world = _process()
+        numbers = [n * world + rank for n in range(first, first + self.length)]
+        for item in DataLoader(self.items, batch_size=None, sampler=numbers, num_workers=self.workers):
+            if self.advance:
+                self.position += 1
+            yield item
 
     def state_dict(self) -> dict[str, Any]:
-        """How far this epoch has come; a complete one is the start of the next."""
-        return {"done": self.numbers.done % self.numbers.length}
+        """How many items this process has had."""
+        return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Lets the next iteration start where the saved one stopped."""
-        self.numbers.done = state["done"]
+        """Goes on from there."""
+        self.position = state["position"]
+
+
+def _process() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
 class TaskDataModule(pl.LightningDataModule):

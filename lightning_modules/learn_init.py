@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.data import TaskDataModule, TaskLoader
+from lightning_modules.data import TaskDataModule
 from meta_init import ALGORITHMS, Sinusoids, Task, sine_mlp, supervised_loss
 
 
@@ -31,6 +32,9 @@ class MAMLModule(pl.LightningModule):
         strategy: See `MetaLearner`.
         meta_batch_size: Tasks per step of the built-in sine waves.
         seed: Of the built-in sine waves.
+
+    The plain arguments are saved in checkpoints: ``MAMLModule.load_from_checkpoint(path)``, with ``model=`` and
+    ``loss=`` where they were given.
 
     Logged: ``train/loss`` (query loss after adaptation), ``train/loss_before``, ``train/support_loss`` and, where
     targets are labels, ``train/accuracy``; ``val/loss_before`` and ``val/loss`` after ``eval_steps`` steps, likewise
@@ -55,16 +59,23 @@ class MAMLModule(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=["model", "loss"])
         if algorithm not in ALGORITHMS:
             raise ValueError(f"MAMLModule: unknown algorithm {algorithm!r}; there are {sorted(ALGORITHMS)}")
         if eval_steps < 0:
             raise ValueError(f"MAMLModule: eval_steps must be >= 0, got {eval_steps}")
+        if not (math.isfinite(outer_lr) and outer_lr >= 0):
+            raise ValueError(f"MAMLModule: outer_lr must be a finite number >= 0, got {outer_lr}")
         self.learner = ALGORITHMS[algorithm](
             sine_mlp() if model is None else model, lr=lr, steps=steps, loss=loss or supervised_loss, strategy=strategy
         )
         self.eval_steps = eval_steps
         self.outer_lr = outer_lr
-        self._waves = TaskDataModule(Sinusoids(), meta_batch_size=meta_batch_size, seed=seed) if model is None else None
+        if model is None:
+            # Only this module brings tasks of its own; with a model of yours Lightning asks for your loaders.
+            waves = TaskDataModule(Sinusoids(), meta_batch_size=meta_batch_size, seed=seed)
+            for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+                setattr(self, name, getattr(waves, name))
 
     def training_step(self, batch: Task, batch_idx: int) -> Tensor:
         loss, logs = self.learner.outer_loss(batch)
@@ -89,23 +100,6 @@ class MAMLModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.learner.parameters(), lr=self.outer_lr)
-
-    def train_dataloader(self) -> TaskLoader:
-        return self._built_in().train_dataloader()
-
-    def val_dataloader(self) -> TaskLoader:
-        return self._built_in().val_dataloader()
-
-    def test_dataloader(self) -> TaskLoader:
-        return self._built_in().test_dataloader()
-
-    def _built_in(self) -> TaskDataModule:
-        if self._waves is None:
-            raise ValueError(
-                "MAMLModule: a model of your own needs tasks of your own: give the trainer a TaskDataModule or loaders "
-                "of Task objects"
-            )
-        return self._waves
 
 
 def _count(tasks: Task) -> int:

@@ -50,6 +50,9 @@ class LearnedOptimizerModule(pl.LightningModule):
         coordinates: Keeps the graph of so many coordinates of each tensor only, drawn anew for each window, which
             leaves the meta-gradient unbiased (`learned_optim.sampled`). Needs ``first_order``.
 
+    The plain arguments are saved in checkpoints: ``LearnedOptimizerModule.load_from_checkpoint(path)``, with
+    ``family=`` and ``rule=`` where they were given.
+
     Logged: ``train/loss``; ``val/loss`` (mean over the horizon), ``val/half`` and ``val/final`` (means over the tenth
     of the horizon that ends at its middle and at its end), the same under ``test/``; ``train/skipped``, the number of
     meta-gradients left out because they were not finite.
@@ -79,10 +82,21 @@ class LearnedOptimizerModule(pl.LightningModule):
         coordinates: int | None = None,
     ) -> None:
         super().__init__()
-        counts = {"horizon": horizon, "window": window, "instances": instances, "val_instances": val_instances}
+        self.save_hyperparameters(ignore=["family", "rule"])
+        counts = {
+            "horizon": horizon,
+            "window": window,
+            "instances": instances,
+            "steps_per_epoch": steps_per_epoch,
+            "val_instances": val_instances,
+            "val_horizon": val_horizon,
+            "coordinates": coordinates,
+        }
         for name, count in counts.items():
-            if count < 1:
+            if count is not None and count < 1:
                 raise ValueError(f"LearnedOptimizerModule: {name} must be >= 1, got {count}")
+        if not (math.isfinite(outer_lr) and outer_lr >= 0):
+            raise ValueError(f"LearnedOptimizerModule: outer_lr must be a finite number >= 0, got {outer_lr}")
         if horizon % window:
             raise ValueError(f"LearnedOptimizerModule: window must divide horizon, got {window} and {horizon}")
         if schedule not in ("constant", "cosine"):

@@ -62,15 +62,16 @@ class Adapted:
         self.losses = losses
 
     def __call__(self, x: Inputs) -> Any:
-        """The adapted model's output for inputs x of shape (N, ...)."""
+        """The adapted model's output for inputs x of shape (N, ...), without a graph; `module` has one."""
         with _adaptable(self._learner.model), torch.no_grad():
             return self._learner.predict(self.params, _cloned(self._learner.model), x)
 
     def module(self) -> nn.Module:
         """The adapted network as a plain module of its own; batch norm goes on to use the statistics of its batch."""
-        module = copy.deepcopy(self._learner.model)
-        own = dict(module.named_parameters())
-        with torch.no_grad():
+        # Outside inference mode, whose tensors could not be trained any further.
+        with torch.inference_mode(False), torch.no_grad():
+            module = copy.deepcopy(self._learner.model)
+            own = dict(module.named_parameters())
             for name, value in self.params.items():
                 own[name].copy_(value)
         for norm in _batch_norms(module):
@@ -138,6 +139,12 @@ class MetaLearner(nn.Module):
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """What is learned: the model's trainable parameters and the rule's."""
         return ((name, p) for name, p in super().named_parameters(*args, **kwargs) if p.requires_grad)
+
+    def requires_grad_(self, requires_grad: bool = True) -> MetaLearner:
+        """Switches all parameters of model and rule, the frozen ones included, as any module does."""
+        self.model.requires_grad_(requires_grad)
+        self.rule.requires_grad_(requires_grad)
+        return self
 
     def outer_loss(self, tasks: Task | Sequence[Task]) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise, and what to log.
@@ -247,9 +254,11 @@ class MetaLearner(nn.Module):
                     with differentiable_twice():
                         return torch.vmap(one, randomness="different")(tasks, buffers)
                 except RuntimeError as error:
+                    # An error that a single task makes too is not vmap's, and says more by itself.
+                    one(_unstacked(tasks, count)[0], dict(self.model.named_buffers()))
                     raise RuntimeError(
-                        f"vmap cannot run {type(self.model).__name__} on all tasks at once; where the model runs by "
-                        f"itself, use strategy='loop'. It said: {error}"
+                        f"vmap cannot run {type(self.model).__name__} on all tasks at once; use strategy='loop'. "
+                        f"It said: {error}"
                     ) from error
             single = _unstacked(tasks, count) if isinstance(tasks, Task) else tasks
             results = [one(task, dict(self.model.named_buffers())) for task in single]
@@ -273,7 +282,9 @@ def _unstacked(tasks: Task, count: int) -> list[Task]:
 
 
 def _accuracy(prediction: Any, target: Tensor) -> dict[str, Tensor]:
-    if target.is_floating_point():
+    # Logits (K, C) with labels (K,), or (K, C, ...) with (K, ...), have one; the forms of other losses have not.
+    logits = isinstance(prediction, Tensor) and prediction.dim() >= 2 and prediction.shape[1] > 1
+    if target.is_floating_point() or not logits or prediction.argmax(dim=1).shape != target.shape:
         return {}
     return {"accuracy": (prediction.argmax(dim=1) == target).float().mean()}
 

@@ -75,12 +75,15 @@ def count_tasks(tasks: Task | Sequence[Task]) -> int:
         if not tasks:
             raise ValueError("tasks is empty")
         for i, task in enumerate(tasks):
+            if not isinstance(task, Task):
+                raise TypeError(f"tasks must be a Task or a list of them, but its item {i} is a {type(task).__name__}")
             check_batch(task.support, f"tasks[{i}].support")
             check_batch(task.query, f"tasks[{i}].query")
         return len(tasks)
     counts = {name: _sizes(getattr(tasks, name), f"tasks.{name}", axis=0) for name in ("support", "query")}
     for name in ("support", "query"):
-        _sizes(getattr(tasks, name), f"tasks.{name}", axis=1)
+        if _sizes(getattr(tasks, name), f"tasks.{name}", axis=1) == 0:
+            raise ValueError(f"tasks.{name} holds no example: its axis 1 has size 0")
     if counts["support"] != counts["query"]:
         raise ValueError(f"tasks.support has {counts['support']} tasks along axis 0, tasks.query {counts['query']}")
     if counts["support"] == 0:

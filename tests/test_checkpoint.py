@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch.testing import assert_close
 
@@ -38,13 +39,17 @@ def test_round_trip(name, dtype, tmp_path):
     assert os.listdir(tmp_path) == ["rule.safetensors"]
 
 
-def rewritten(path, **changes):
-    """The file with other metadata."""
+def rewritten(path, *, signed=False, **changes):
+    """Puts other metadata into the file, with or without the hash that then is right."""
     content = path.read_bytes()
     (size,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + size])
     header["__metadata__"] |= changes
     header["__metadata__"] = {k: v for k, v in header["__metadata__"].items() if v is not None}
+    if signed:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header["__metadata__"]["sha256"] = checkpoint._hash(tensors, header["__metadata__"])
     encoded = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + content[8 + size :])
 
@@ -55,6 +60,14 @@ def flip_last_byte(path):
     path.write_bytes(content)
 
 
+class WholeNumbers(LSTMRule):
+    """A rule with a tensor that cannot be a parameter."""
+
+    def __init__(self, **options):
+        super().__init__(**{**options, "hidden_size": 3})
+        self.register_buffer("count", torch.ones(2, dtype=torch.int32))
+
+
 DAMAGE = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged"),
     "half a header": (lambda path: path.write_bytes(path.read_bytes()[:50]), "damaged"),
@@ -62,13 +75,19 @@ DAMAGE = {
     "a flipped bit": (flip_last_byte, "SHA-256"),
     "a pickle": (lambda path: torch.save({"a": torch.ones(3)}, path), "damaged"),
     "foreign": (lambda path: path.write_bytes(save({"a": torch.ones(3)})), "not a checkpoint of learned_optim"),
-    "newer": (lambda path: rewritten(path, format_version="99"), "upgrade"),
-    "no version": (lambda path: rewritten(path, format_version=None), "format version"),
-    "unknown rule": (lambda path: rewritten(path, rule="os.system"), "unknown class 'os.system'"),
-    "no configuration": (lambda path: rewritten(path, config=None), "configuration"),
-    "wrong configuration": (lambda path: rewritten(path, config='{"hidden_size": "big"}'), "configuration"),
-    "huge configuration": (lambda path: rewritten(path, config='{"hidden_size": 1000000}'), "shapes"),
-    "other sizes": (lambda path: rewritten(path, config='{"hidden_size": 7}'), "shapes"),
+    "newer": (lambda path: rewritten(path, signed=True, format_version="99"), "upgrade"),
+    "no version": (lambda path: rewritten(path, signed=True, format_version=None), "format version"),
+    "odd version": (lambda path: rewritten(path, signed=True, format_version="\u00b2"), "format version"),
+    "unknown rule": (lambda path: rewritten(path, signed=True, rule="os.system"), "unknown class 'os.system'"),
+    "no configuration": (lambda path: rewritten(path, signed=True, config=None), "configuration"),
+    "no JSON": (lambda path: rewritten(path, signed=True, config="{"), "configuration"),
+    "wrong configuration": (lambda path: rewritten(path, signed=True, config='{"hidden_size": "x"}'), "configuration"),
+    "huge": (lambda path: rewritten(path, signed=True, config='{"hidden_size": 1000000}'), "has shape"),
+    "other sizes": (lambda path: rewritten(path, signed=True, config='{"hidden_size": 7}'), "has shape"),
+    "more layers": (lambda path: rewritten(path, signed=True, config='{"hidden_size": 3, "num_layers": 3}'), "needs"),
+    "changed configuration": (lambda path: rewritten(path, config='{"hidden_size": 3, "bounded": true}'), "SHA-256"),
+    "changed record": (lambda path: rewritten(path, record='{"seed": 0}'), "SHA-256"),
+    "whole numbers": (lambda path: save_checkpoint(path, WholeNumbers()), "floating-point"),
     "no hash": (lambda path: rewritten(path, sha256=None), "SHA-256"),
     "no file": (lambda path: path.unlink(), "no such file"),
 }

@@ -53,6 +53,11 @@ def load_state_of_another_size():
     LSTMOptimizer(params(), rule=rule()).load_state_dict(state)
 
 
+def load_state_of_another_precision():
+    state = LSTMOptimizer(params(), rule=rule().double()).state_dict()
+    LSTMOptimizer(params(), rule=rule()).load_state_dict(state)
+
+
 def load_state_of_adam():
     LSTMOptimizer(params(), rule=rule()).load_state_dict(torch.optim.Adam(params()).state_dict())
 
@@ -75,6 +80,22 @@ CASES = {
     "NaN lr": (lambda: MetaSGD(params(), lr=NAN), ValueError, "MetaSGD: lr must be .* got nan"),
     "group lr": (lambda: MetaSGD([{"params": params(), "lr": -2}]), ValueError, "lr must be .* got -2"),
     "weight decay": (lambda: MetaSGD(params(), weight_decay=-1), ValueError, "weight_decay must be"),
+    "lr by position": (lambda: LSTMOptimizer(params(), 1e-3), TypeError, r"got 0.001; did you mean lr="),
+    "rule by position": (lambda: MetaSGD(params(), rule()), TypeError, r"did you mean rule="),
+    "a range of three": (lambda: MetaSGD(params(), alpha=(1, 2, 3)), ValueError, "alpha must be"),
+    "negative alpha": (lambda: MetaSGD(params(), alpha=-0.1), ValueError, "alpha must be .* got -0.1"),
+    "a range for MAML": (lambda: maml(sine_mlp(), lr=(0.1, 0.2)), ValueError, r"lr must be .* got \(0.1, 0.2\)"),
+    "another precision": (load_state_of_another_precision, ValueError, "float64"),
+    "a tuple for a task": (
+        lambda: learner().outer_loss(tuple(task())),
+        TypeError,
+        "its item 0 is a Batch",
+    ),
+    "stacked, empty support": (
+        lambda: learner().outer_loss(task(sx=(2, 0, 1), sy=(2, 0, 1))),
+        ValueError,
+        "tasks.support holds no example",
+    ),
     "both": (lambda: LSTMOptimizer(params(), checkpoint="mnist-mlp", rule=rule()), ValueError, "not both"),
     "wrong rule": (lambda: LSTMOptimizer(params(), rule=SGDRule(0.1)), ValueError, "needs an LSTMRule, got SGDRule"),
     "rate shapes": (

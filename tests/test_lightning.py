@@ -1,11 +1,13 @@
 """LightningModules under an unmodified Trainer with its defaults."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.testing import assert_close
 
@@ -87,8 +89,9 @@ def test_accuracy_is_logged_for_labels():
     assert 0 <= run.callback_metrics["val/accuracy_before"] <= run.callback_metrics["val/accuracy"] <= 1
 
 
+@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*")
 def test_a_model_without_tasks_is_told_so():
-    with pytest.raises(ValueError, match="needs tasks of your own"):
+    with pytest.raises(MisconfigurationException, match="train_dataloader"):
         trainer(1).fit(waves())
 
 
@@ -118,7 +121,7 @@ def test_resuming_changes_nothing_bit_for_bit(name, at):
         torch.manual_seed(0)
         module = make()
         if name == "built-in waves":
-            module._waves.steps_per_epoch = 5
+            module.train_dataloader.__self__.steps_per_epoch = 5
         trainer(13, every).fit(module, datamodule=data(), ckpt_path=ckpt_path)
         return list(module.state_dict().values())
 
@@ -127,12 +130,85 @@ def test_resuming_changes_nothing_bit_for_bit(name, at):
     assert_close(fit(every=at, ckpt_path=f"saved/step={at}.ckpt"), whole, rtol=0, atol=0)
 
 
+SAVED = {
+    "every 5 steps": lambda: ModelCheckpoint("saved", every_n_train_steps=5, save_top_k=-1, filename="{step}"),
+    "after each epoch": lambda: ModelCheckpoint("saved", save_top_k=-1, filename="{step}"),
+    "by validation": lambda: ModelCheckpoint("saved", monitor="val/loss", save_top_k=-1, filename="{step}"),
+    "before validation": lambda: ModelCheckpoint(
+        "saved", save_on_train_epoch_end=True, save_top_k=-1, filename="{step}"
+    ),
+}
+
+
+# The checkpoint of a run's last step resumes to nothing, and Lightning misses the metric that is not computed again.
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key.*")
+@pytest.mark.parametrize("kind", SAVED)
+@pytest.mark.parametrize("options", [{}, {"limit_train_batches": 3}, {"accumulate_grad_batches": 2}], ids=str)
+def test_resuming_from_any_kind_of_checkpoint_changes_nothing(kind, options):
+    def fit(**where):
+        module = waves()
+        run = pl.Trainer(
+            max_steps=15, accelerator="cpu", logger=False, callbacks=[SAVED[kind]()], enable_progress_bar=False,
+            enable_model_summary=False, **options,
+        )  # fmt: skip
+        run.fit(module, datamodule=wave_data(), **where)
+        return list(module.state_dict().values())
+
+    whole = fit()
+    checkpoints = sorted(Path("saved").glob("*.ckpt"))
+    assert checkpoints
+    for path in checkpoints[:3]:
+        assert_close(fit(ckpt_path=path), whole, rtol=0, atol=0)
+
+
+def test_a_run_that_was_stopped_in_an_epoch_is_saved_where_it_stopped():
+    whole = waves()
+    trainer(13).fit(whole, datamodule=wave_data())
+    stopped = trainer(8)
+    stopped.fit(waves(), datamodule=wave_data())
+    stopped.save_checkpoint("stopped.ckpt")
+    resumed = waves()
+    trainer(13).fit(resumed, datamodule=wave_data(), ckpt_path="stopped.ckpt")
+    assert_close(list(resumed.parameters()), list(whole.parameters()), rtol=0, atol=0)
+
+
+def test_loading_from_a_checkpoint_restores_the_arguments():
+    module, run = waves("meta_sgd", lr=0.3, outer_lr=0.5), trainer(1)
+    run.fit(module, datamodule=wave_data())
+    run.save_checkpoint("saved.ckpt")
+    loaded = MAMLModule.load_from_checkpoint("saved.ckpt", model=sine_mlp(6))
+    assert (loaded.learner.steps, loaded.eval_steps, loaded.outer_lr) == (2, 3, 0.5)
+    assert_close(list(loaded.parameters()), list(module.parameters()), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*")
+def test_own_tasks_without_validation_tasks():
+    tasks = [Sinusoids().sample(2, torch.Generator().manual_seed(i)) for i in range(3)]
+    run = trainer(3)
+    run.fit(waves(), tasks)
+    assert "val/loss" not in run.callback_metrics
+    with pytest.raises(MisconfigurationException, match="test_dataloader"):
+        trainer(1).test(waves(), verbose=False)
+
+
+def _two_processes(rank, results):
+    torch.distributed.init_process_group("gloo", init_method="file://" + results + "/meet", rank=rank, world_size=2)
+    loader = TaskLoader(TaskBatches(Sinusoids(shots=1), size=1), 3)
+    torch.save([tasks.support.x for tasks in loader], f"{results}/{rank}.pt")
+
+
+def test_processes_share_one_stream(tmp_path):
+    torch.multiprocessing.spawn(_two_processes, (str(tmp_path),), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    whole = [tasks.support.x for tasks in TaskLoader(TaskBatches(Sinusoids(shots=1), size=1), 6)]
+    assert_close([x for pair in zip(*parts, strict=True) for x in pair], whole, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_task_streams_do_not_depend_on_workers(workers):
     def stream(count):
         loader = TaskLoader(TaskBatches(Sinusoids(shots=2), size=2, seed=4), 6, workers=count)
-        loader.numbers.set_epoch(2)
-        return list(loader)
+        return [*loader, *loader]
 
     assert_close(stream(workers), stream(0), rtol=0, atol=0)
 
@@ -140,9 +216,9 @@ def test_task_streams_do_not_depend_on_workers(workers):
 def test_epochs_bring_new_tasks_and_roles_never_meet():
     data = wave_data()
     loader = data.train_dataloader()
-    first = next(iter(loader)).support.x
-    loader.numbers.set_epoch(1)
-    assert not torch.equal(first, next(iter(loader)).support.x)
+    first, second = ([tasks.support.x for tasks in loader] for _ in range(2))
+    assert len(first) == len(second) == len(loader) == 5
+    assert not any(torch.equal(x, y) for x in first for y in second)
     validation, test = (next(iter(make())).support.x for make in (data.val_dataloader, data.test_dataloader))
     assert not torch.equal(validation, test)
     assert torch.equal(validation, next(iter(data.val_dataloader())).support.x)
@@ -181,6 +257,9 @@ def test_exact_meta_gradients_differ_from_first_order():
 BAD = {
     "window": ({"window": 5}, "window must divide horizon"),
     "horizon": ({"horizon": 0}, "horizon must be >= 1"),
+    "outer_lr": ({"outer_lr": float("nan")}, "outer_lr must be"),
+    "no steps": ({"steps_per_epoch": 0}, "steps_per_epoch must be >= 1"),
+    "no coordinates": ({"coordinates": 0}, "coordinates must be >= 1"),
     "schedule": ({"schedule": "linear"}, "schedule must be"),
     "coordinates": ({"coordinates": 2, "first_order": False}, "needs first_order"),
 }
@@ -198,6 +277,10 @@ def test_bad_options_of_maml():
         MAMLModule(algorithm="mamlpp")
     with pytest.raises(ValueError, match="eval_steps must be >= 0"):
         MAMLModule(eval_steps=-1)
+    with pytest.raises(ValueError, match="outer_lr must be"):
+        MAMLModule(outer_lr=float("nan"))
+    with pytest.raises(ValueError, match="alpha must be"):
+        MAMLModule(algorithm="meta_sgd", lr=-0.1)
     with pytest.raises(ValueError, match="meta_batch_size must be >= 1"):
         TaskDataModule(Sinusoids(), meta_batch_size=0)
 

@@ -14,7 +14,7 @@ from learned_optim.types import RuleState, Tensors
 
 
 class MetaSGDRule(Rule):
-    """u = -alpha o g, alpha of the parameters' shapes and learned; a rate may become negative.
+    """u = -alpha o g, alpha of the parameters' shapes and learned; training may make a rate negative.
 
     Args:
         params: The parameters by name; only their names, shapes, dtypes and devices are used.
@@ -72,7 +72,7 @@ class MetaSGDRule(Rule):
 
 
 def _range(alpha: float | Sequence[float]) -> tuple[float, float]:
-    low, high = (alpha, alpha) if isinstance(alpha, (int, float)) else (float(value) for value in alpha)
-    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise ValueError(f"MetaSGDRule: alpha must be a finite number or a range (low, high), got {alpha}")
-    return low, high
+    bounds = [float(alpha)] * 2 if isinstance(alpha, (int, float)) else [float(value) for value in alpha]
+    if len(bounds) != 2 or not (0 <= bounds[0] <= bounds[1] < math.inf):
+        raise ValueError(f"MetaSGDRule: alpha must be a finite number >= 0 or a range (low, high) of such, got {alpha}")
+    return bounds[0], bounds[1]

@@ -27,7 +27,7 @@ class SGDRule(Rule):
 
     def __init__(self, lr: float) -> None:
         super().__init__()
-        if not (math.isfinite(lr) and lr >= 0):
+        if not isinstance(lr, (int, float)) or not (math.isfinite(lr) and lr >= 0):
             raise ValueError(f"SGDRule: lr must be a finite number >= 0, got {lr}")
         self.lr = float(lr)
 

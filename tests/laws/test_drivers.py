@@ -301,6 +301,33 @@ def test_meta_sgd_matches_rates_by_name_or_position():
             assert_close(p, q - rate * p.grad)
 
 
+@optimizers
+def test_equal_names_in_two_groups_are_two_parameters(name):
+    first, second = (torch.nn.Linear(4, 4, dtype=torch.float64) for _ in range(2))
+    named = OPTIMIZERS[name]([{"params": first.named_parameters()}, {"params": second.named_parameters()}])
+    other_first, other_second = copy.deepcopy((first, second))
+    plain = OPTIMIZERS[name]([{"params": other_first.parameters()}, {"params": other_second.parameters()}])
+    x = torch.randn(8, 4, dtype=torch.float64)
+    for optimizer, net in ((named, (first, second)), (plain, (other_first, other_second))):
+        net[1](net[0](x)).square().mean().backward()
+        optimizer.step()
+    for p, q in zip(
+        (*first.parameters(), *second.parameters()),
+        (*other_first.parameters(), *other_second.parameters()),
+        strict=True,
+    ):
+        assert_close(p, q)
+
+
+def test_inner_loop_truncation_keeps_frozen_parameters_frozen():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    model[0].weight.requires_grad_(False)
+    with inner_loop(model, MetaSGD(model.parameters(), alpha=0.1), truncate_every=1) as (fast, diffopt):
+        for _ in range(3):
+            diffopt.step(fast(torch.ones(3, 2)).square().mean())
+        assert torch.equal(next(fast.parameters()), model[0].weight)
+
+
 def test_meta_sgd_starts_rates_for_a_new_group():
     first, second = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
     optimizer = MetaSGD(first.parameters(), alpha=0.3)

@@ -97,6 +97,33 @@ def test_maml_equals_the_slow_reference_on_every_layer(layer, first_order, strat
     model.load_state_dict(buffers, strict=False)
 
 
+class Functional(nn.Module):
+    """Normalisation called by torch's own names, and an embedding with a padding row."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Embedding(9, 6, padding_idx=0)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.rows(x).mean(dim=1)
+        x = torch.tanh(torch.layer_norm(x, (6,)) + torch.group_norm(x, 2))
+        x = x + torch.batch_norm(x, None, None, None, None, True, 0.1, 1e-5, False)
+        return self.head(x + torch.instance_norm(x[None], None, None, None, None, True, 0.1, 1e-5, False)[0])
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+def test_functions_that_vmap_gets_wrong(strategy):
+    torch.manual_seed(0)
+    model = Functional().double()
+    batch = tasks((5,))
+    numbers = Task(*(Batch(part.x.abs().mul(4).long().clamp(max=8), part.y) for part in batch))
+    assert (numbers.support.x == 0).any()
+    ours = meta_gradient(maml(model, lr=0.1, steps=2, strategy=strategy), numbers)
+    assert_close(ours, slow_maml(model, numbers, 0.1, 2))
+    assert not ours[1][0][0].any()
+
+
 @algorithms
 @pytest.mark.parametrize("training", [True, False])
 def test_vmap_is_a_loop(name, training):
@@ -237,6 +264,38 @@ def test_the_learner_holds_the_callers_model_and_recurrent_models_are_looped_ove
     assert model.gru.weight_ih_l0.grad.abs().sum() > 0
     with pytest.raises(RuntimeError, match="use strategy='loop'"):
         maml(model, lr=0.1, strategy="vmap").outer_loss(tasks((7, 5)))
+
+
+def test_accuracy_only_where_there_is_one():
+    batch = tasks((5,), ways=2)
+    binary = nn.functional.binary_cross_entropy_with_logits
+    for shape in ((), (1,)):
+        model = nn.Sequential(nn.Linear(5, 1), nn.Flatten(0) if shape == () else nn.Identity()).double()
+        labels = Task(*(Batch(part.x, part.y.reshape(*part.y.shape, *shape)) for part in batch))
+        learner = maml(model, lr=0.1, loss=lambda prediction, y: binary(prediction, y.to(prediction)))
+        assert "accuracy" not in learner.outer_loss(labels)[1]
+        assert learner.evaluate(labels).accuracies is None
+
+
+def test_an_error_of_the_model_is_told_as_it_is():
+    with pytest.raises(RuntimeError, match="mat1 and mat2") as caught:
+        maml(nn.Linear(6, 4).double(), lr=0.1).outer_loss(tasks((5,)))
+    assert "strategy" not in str(caught.value)
+
+
+def test_a_module_exported_in_inference_mode_can_be_trained_further():
+    learner = maml(nn.Linear(5, 4).double(), lr=0.1)
+    batch = tasks((5,))
+    with torch.inference_mode():
+        module = learner.adapt(Batch(batch.support.x[0], batch.support.y[0])).module()
+    module(batch.query.x[0].clone()).sum().backward()
+    assert module.weight.grad is not None
+
+
+def test_freezing_a_learner_can_be_undone():
+    learner = maml(nn.Linear(5, 4), lr=0.1)
+    assert not list(learner.requires_grad_(False).parameters())
+    assert len(list(learner.requires_grad_(True).parameters())) == 2
 
 
 def test_a_learned_optimizer_learns_together_with_the_initialisation():
