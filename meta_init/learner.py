@@ -189,7 +189,8 @@ class MetaLearner(nn.Module):
     def predict(self, params: Tensors, buffers: Tensors, x: Inputs) -> Any:
         """The model's output with ``params`` and ``buffers`` in place of its own."""
         args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
-        return functional_call(self.model, (params, buffers), args, kwargs)
+        with differentiable_twice():
+            return functional_call(self.model, (params, buffers), args, kwargs)
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}, first_order={self.first_order}, strategy={self.strategy!r}"
@@ -251,8 +252,7 @@ class MetaLearner(nn.Module):
                 # Every task gets buffers of its own to write to.
                 buffers = {n: b.expand(count, *b.shape) for n, b in self.model.named_buffers()}
                 try:
-                    with differentiable_twice():
-                        return torch.vmap(one, randomness="different")(tasks, buffers)
+                    return torch.vmap(one, randomness="different")(tasks, buffers)
                 except RuntimeError as error:
                     # An error that a single task makes too is not vmap's, and says more by itself.
                     one(_unstacked(tasks, count)[0], dict(self.model.named_buffers()))
