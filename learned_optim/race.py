@@ -231,6 +231,8 @@ def draw(runs: Mapping[str, Run], path: Path, *, title: str, smooth: int = 5) ->
         (line,) = axes.plot(x, mean, label=name, linewidth=2.5 if learned else 1.3, zorder=3 if learned else 2)
         axes.fill_between(x, mean - spread, mean + spread, alpha=0.15, color=line.get_color(), linewidth=0)
     axes.set(yscale="log", xlabel="step", ylabel=f"training loss (mean of {smooth} steps)", title=title)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
