@@ -1,6 +1,6 @@
 """From a Lightning checkpoint to the bundled one: exports the rule, measures it on fresh problems, writes its card.
 
-    python docs/examples/publish_mnist_mlp.py --ckpt runs/mnist-mlp/last.ckpt    # after training, see the card
+    python docs/examples/publish_mnist_mlp.py --ckpt runs/mnist-mlp/BEST.ckpt    # after training, see the card
     python docs/examples/publish_mnist_mlp.py                                    # measures and writes the card anew
 
 It needs MNIST. Baselines are tuned on three validation seeds for each of the two windows of steps by themselves;
@@ -51,7 +51,13 @@ def export(ckpt: Path) -> None:
     rule = LSTMRule(**config["model"]["init_args"]["rule"]["init_args"])
     weights = {key.removeprefix("rule."): value for key, value in saved["state_dict"].items()}
     rule.load_state_dict(weights)
-    record = {"command": COMMAND, "config": config, "meta_updates": saved["global_step"], "torch": torch.__version__}
+    record = {
+        "command": COMMAND,
+        "config": config,
+        "lightning_checkpoint": ckpt.name,
+        "meta_updates": saved["global_step"],
+        "torch": torch.__version__,
+    }
     save_checkpoint(CARD.with_suffix(".safetensors"), rule, record=record)
 
 
@@ -118,10 +124,12 @@ def card(results: dict[str, Any], record: dict[str, Any]) -> str:
         f"- Adam with learning rate {options['outer_lr']:g} and a {options['schedule']} schedule over",
         f"  {record['config']['trainer']['max_steps']} meta-updates, meta-gradients clipped to norm "
         f"{record['config']['trainer']['gradient_clip_val']:g};",
-        f"  this file is the state after {record['meta_updates']} of them.",
+        f"  this file is the state after {record['meta_updates']} of them, the one with the lowest loss on held-out",
+        f"  validation problems (mean over the last {options['horizon'] // 10} steps; measured every "
+        f"{options['steps_per_epoch']} meta-updates).",
         f"- Seed {options['seed']} for the problems, {record['config']['seed_everything']} for the weights.",
         f"- Command: `{record['command']}`, then",
-        "  `python docs/examples/publish_mnist_mlp.py --ckpt runs/mnist-mlp/last.ckpt`.",
+        f"  `python docs/examples/publish_mnist_mlp.py --ckpt runs/mnist-mlp/{record['lightning_checkpoint']}`.",
         "",
         "## Beside tuned optimizers",
         "",
