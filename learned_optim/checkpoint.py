@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[dict[str, str], Tensors]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
@@ -130,7 +130,7 @@ def _build(path: Path, metadata: Mapping[str, str], tensors: Tensors) -> Rule:
     try:
         with torch.device("meta"):  # sizes only, so that nothing is allocated before they have been compared
             expected = Rule.known[name].from_config(json.loads(metadata["config"]))
-    except Exception as error:
+    except Exception as error:  # a constructor, perhaps a user's, may raise anything on values that it does not expect
         raise CheckpointError(f"{path}: no {name} can be made from its configuration: {error}") from error
     needed = {key: tuple(value.shape) for key, value in expected.state_dict().items()}
     for key in needed | tensors:

@@ -21,7 +21,7 @@ from learned_optim.rule_optimizer import RuleOptimizer, on_subclass, shared_entr
 from learned_optim.types import RuleState, Tensors
 
 
-class DifferentiableRuleOptimizer(DifferentiableOptimizer):  # type: ignore[misc]
+class DifferentiableRuleOptimizer(DifferentiableOptimizer):  # type: ignore[misc]  # higher has no types
     """`RuleOptimizer` as ``higher`` runs it: a step makes new parameters, with a graph back to theta_0 and phi."""
 
     def __init__(self, other: RuleOptimizer, *args: Any, **kwargs: Any) -> None:

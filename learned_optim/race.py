@@ -105,7 +105,7 @@ def train(family: ProblemFamily, make: MakeOptimizer, *, steps: int, seed: int, 
     for step in range(steps):
         loss = family.loss(params, problem.batch(batches))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has not typed it
         optimizer.step()
         losses[step] = loss.detach()
     with torch.no_grad():

@@ -86,7 +86,7 @@ class RuleOptimizer(Optimizer):
         group = self.param_groups[-1]
         try:
             self._adopt(self._named(group), named="param_names" in group)
-        except Exception:
+        except Exception:  # whatever it was, the group is not taken in half
             self.param_groups.pop()
             raise
 

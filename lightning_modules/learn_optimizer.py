@@ -120,15 +120,17 @@ class LearnedOptimizerModule(pl.LightningModule):
 
     # Problems
 
-    def _draw(self, role: str, episode: int, count: int) -> tuple[list[Problem], Tensors, RuleState]:
-        problems = [self.family.sample(seeded(self.seed, role, episode, i)) for i in range(count)]
+    def _problems(self, role: str, episode: int, count: int) -> list[Problem]:
+        return [self.family.sample(seeded(self.seed, role, episode, i)) for i in range(count)]
+
+    def _start(self, problems: list[Problem]) -> tuple[Tensors, RuleState]:
         params = {
             name: torch.stack([problem.params[name] for problem in problems]).to(self.device)
             for name in problems[0].params
         }
         with torch.no_grad():
             state = torch.vmap(self.rule.init_state)(params)
-        return problems, params, state
+        return params, state
 
     def _batch(self, problems: list[Problem], role: str, episode: int, step: int) -> Minibatch:
         drawn = [problem.batch(seeded(self.seed, role, episode, i, step)) for i, problem in enumerate(problems)]
@@ -146,10 +148,9 @@ class LearnedOptimizerModule(pl.LightningModule):
     # Fit
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        problems, params, state = self._draw("train", self._episode, self.instances)
-        if self._carried is not None:
-            # A resumed run finds them on the CPU.
-            params, state = tree_map(lambda leaf: leaf.to(self.device), self._carried)
+        problems = self._problems("train", self._episode, self.instances)
+        carried = self._start(problems) if self._carried is None else self._carried
+        params, state = tree_map(lambda leaf: leaf.to(self.device), carried)  # a resumed run finds them on the CPU
         steps = range(self._position, self._position + self.window)
         update: Update = torch.vmap(self.rule)
         if self.coordinates is not None:
@@ -203,7 +204,8 @@ class LearnedOptimizerModule(pl.LightningModule):
     # Validate and test
 
     def _evaluate(self, role: str, episode: int) -> None:
-        problems, params, state = self._draw(role, episode, self.val_instances)
+        problems = self._problems(role, episode, self.val_instances)
+        params, state = self._start(problems)
         unrolled = unroll(
             torch.vmap(self.rule),
             lambda theta, data: self._losses(theta, data).mean(),

@@ -67,14 +67,14 @@ class Adapted:
             return self._learner.predict(self.params, _cloned(self._learner.model), x)
 
     def module(self) -> nn.Module:
-        """The adapted network as a plain module of its own; batch norm goes on to use the statistics of its batch."""
+        """The adapted network as a plain module of its own; its norms go on to use the statistics of their batch."""
         # Outside inference mode, whose tensors could not be trained any further.
         with torch.inference_mode(False), torch.no_grad():
             module = copy.deepcopy(self._learner.model)
             own = dict(module.named_parameters())
             for name, value in self.params.items():
                 own[name].copy_(value)
-        for norm in _batch_norms(module):
+        for norm in _norms_with_statistics(module):
             norm.track_running_stats = False
             norm.running_mean = norm.running_var = norm.num_batches_tracked = None
         return module
@@ -90,8 +90,8 @@ class MetaLearner(nn.Module):
         loss, logs = learner.outer_loss(tasks)
         loss.backward()
 
-    Frozen parameters and buffers do not adapt. Batch norm always uses the statistics of the batch at hand, as the
-    papers do, in training and evaluation mode, and its running statistics are left alone; Dropout follows
+    Frozen parameters and buffers do not adapt. Batch and instance norm always use the statistics of the batch at hand,
+    as the papers do, in training and evaluation mode, and running statistics are left alone; Dropout follows
     ``train()`` / ``eval()`` and draws anew for each task. Attention uses its mathematical form, which has second
     derivatives.
 
@@ -298,14 +298,15 @@ def _cloned(model: nn.Module) -> Tensors:
     return _copies(dict(model.named_buffers()))
 
 
-def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+def _norms_with_statistics(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    """Batch and instance norm, which may keep running statistics."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
 
 
 @contextmanager
 def _adaptable(model: nn.Module) -> Iterator[None]:
-    """Lets every layer be differentiated twice: batch norm by its batch, attention in its mathematical form."""
-    norms = [(norm, norm.training, norm.track_running_stats) for norm in _batch_norms(model)]
+    """Lets every layer be differentiated twice: norms by their batch, attention in its mathematical form."""
+    norms = [(norm, norm.training, norm.track_running_stats) for norm in _norms_with_statistics(model)]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     for norm, _, _ in norms:
         norm.training, norm.track_running_stats = True, False

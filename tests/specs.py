@@ -25,7 +25,7 @@ MakeRule = Callable[[Tensors], Rule]
 
 
 def lstm(**options: object) -> MakeRule:
-    return lambda params: LSTMRule(hidden_size=3, **{"output_scale": 0.1, **options})  # type: ignore[arg-type]
+    return lambda params: LSTMRule(hidden_size=3, **{"output_scale": 0.1, **options})
 
 
 class ClippedDescent(Rule):

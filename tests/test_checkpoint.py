@@ -48,7 +48,7 @@ def rewritten(path, *, signed=False, **changes):
     header["__metadata__"] = {k: v for k, v in header["__metadata__"].items() if v is not None}
     if signed:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
         header["__metadata__"]["sha256"] = checkpoint._hash(tensors, header["__metadata__"])
     encoded = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + content[8 + size :])

@@ -11,6 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from learned_optim import LSTMOptimizer
@@ -37,6 +38,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"))
     args = parser.parse_args()
 
+    # The operations are too small to be shared: on a busy machine threads would only wait for each other.
+    torch.set_num_threads(1)
     images = load_images(args.download)
     family = ImageClassification(images, batch_size=128)
     seeds = range(1 if args.quick else args.seeds)

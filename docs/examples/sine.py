@@ -101,6 +101,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="500 iterations")
     parser.add_argument("--out", type=Path, default=Path("demo"))
     args = parser.parse_args()
+    # The operations are too small to be shared: on a busy machine threads would only wait for each other.
+    torch.set_num_threads(1)
     iterations = 500 if args.quick else args.iterations
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")

@@ -116,7 +116,10 @@ def test_gradcheck_of_an_unrolled_loss(name, first_order):
         if first_order:
             # The derivative that first order computes is that of a run with the gradients of the reference run.
             recorded = iter(frozen)
-            update = lambda grads, state, theta: bind(rule, phi)(next(recorded), state, theta)  # noqa: E731
+
+            def update(grads, state, theta):
+                return bind(rule, phi)(next(recorded), state, theta)
+
         return problem.loss(unroll(update, problem.loss, params, rule.init_state(params), steps=3).params)
 
     inputs = [v.requires_grad_() for v in problem.params.values()]
