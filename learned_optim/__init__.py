@@ -9,20 +9,38 @@ from learned_optim.checkpoint import (
     read_record,
     save_checkpoint,
 )
+from learned_optim.guard import Guard
 from learned_optim.optimizers import LSTMOptimizer, MetaSGD
 from learned_optim.rule import Rule, apply_updates, bind
 from learned_optim.rule_optimizer import RuleOptimizer
-from learned_optim.rules import LSTMRule, MetaSGDRule, SGDRule
+from learned_optim.rules import (
+    AdagradRule,
+    AdamRule,
+    AdamWRule,
+    LSTMRule,
+    MetaSGDRule,
+    MomentumRule,
+    RMSpropRule,
+    RuleMap,
+    SGDRule,
+)
 from learned_optim.types import RuleState, Tensors
 from learned_optim.unroll import Unrolled, detached, meta_loss, unroll
 
 __all__ = [
+    "AdagradRule",
+    "AdamRule",
+    "AdamWRule",
     "CheckpointError",
+    "Guard",
     "LSTMOptimizer",
     "LSTMRule",
     "MetaSGD",
     "MetaSGDRule",
+    "MomentumRule",
+    "RMSpropRule",
     "Rule",
+    "RuleMap",
     "RuleOptimizer",
     "RuleState",
     "SGDRule",

@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from learned_optim.data import write_atomically
 from learned_optim.rule import Rule
+from learned_optim.sharding import whole
 from learned_optim.types import Tensors
 
 FORMAT = "learned_optim.rule"
@@ -42,7 +43,7 @@ def save_checkpoint(path: str | os.PathLike[str], rule: Rule, *, record: Mapping
     Raises:
         TypeError: ``record`` or the rule's configuration is not JSON.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in rule.state_dict().items()}
+    tensors = {name: whole(value.detach()).cpu().contiguous() for name, value in rule.state_dict().items()}
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -84,11 +85,15 @@ def available_checkpoints() -> list[str]:
     return sorted({name.partition("@")[0] for name in versioned} | set(versioned))
 
 
+def is_bundled(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether it names a bundled checkpoint."""
+    return isinstance(name_or_path, str) and name_or_path in available_checkpoints()
+
+
 def _resolve(name_or_path: str | os.PathLike[str]) -> Path:
-    if isinstance(name_or_path, str) and re.fullmatch(r"[A-Za-z0-9_-]+(@\d+)?", name_or_path):
+    if is_bundled(name_or_path):
         candidates = [path for path in _BUNDLED.glob("*@*.safetensors") if name_or_path in (path.stem, _plain(path))]
-        if candidates:
-            return max(candidates, key=lambda path: int(path.stem.partition("@")[2]))
+        return max(candidates, key=lambda path: int(path.stem.partition("@")[2]))
     path = Path(name_or_path)
     if not path.is_file():
         names = ", ".join(available_checkpoints())
@@ -129,7 +134,7 @@ def _build(path: Path, metadata: Mapping[str, str], tensors: Tensors) -> Rule:
         raise CheckpointError(f"{path} holds a rule of the unknown class {name!r}; import it first (known: {known})")
     try:
         with torch.device("meta"):  # sizes only, so that nothing is allocated before they have been compared
-            expected = Rule.known[name].from_config(json.loads(metadata["config"]))
+            expected = Rule.rebuilt({"class": name, "config": json.loads(metadata["config"])})
     except Exception as error:  # a constructor, perhaps a user's, may raise anything on values that it does not expect
         raise CheckpointError(f"{path}: no {name} can be made from its configuration: {error}") from error
     needed = {key: tuple(value.shape) for key, value in expected.state_dict().items()}

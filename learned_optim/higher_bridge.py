@@ -16,8 +16,10 @@ from higher.optim import DifferentiableOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from learned_optim import entry
+from learned_optim.guard import guarded
 from learned_optim.rule import apply_updates, oriented
-from learned_optim.rule_optimizer import RuleOptimizer, on_subclass, shared_entry, split_entry
+from learned_optim.rule_optimizer import RuleOptimizer, on_subclass
 from learned_optim.types import RuleState, Tensors
 
 
@@ -25,7 +27,7 @@ class DifferentiableRuleOptimizer(DifferentiableOptimizer):  # type: ignore[misc
     """`RuleOptimizer` as ``higher`` runs it: a step makes new parameters, with a graph back to theta_0 and phi."""
 
     def __init__(self, other: RuleOptimizer, *args: Any, **kwargs: Any) -> None:
-        self.rule = other.rule
+        self.rule, self.guard = other.rule, other.guard
         self._names = [[other._keys[p] for p in group["params"]] for group in other.param_groups]
         super().__init__(other, *args, **kwargs)
 
@@ -41,18 +43,21 @@ class DifferentiableRuleOptimizer(DifferentiableOptimizer):  # type: ignore[misc
                     params[name], places[name] = group["params"][i], (g, i)
         if not grads:
             return
-        updates, new = self.rule(grads, self._rule_state(params, places), params)
+        lr = {name: self.param_groups[g]["lr"] for name, (g, _) in places.items()}
+        update = guarded(self.rule, self.guard, lr=lr)
+        updates, new = update(grads, self._rule_state(params, places), params)
         for name, (g, i) in places.items():
             group = self.param_groups[g]
             moved = apply_updates({name: params[name]}, updates, lr=group["lr"], weight_decay=group["weight_decay"])
             group["params"][i] = moved[name]
             self.state[g][i] = {**self.state[g][i], **new.per_param[name]}
-        self.state[0][0] = {**self.state[0][0], **shared_entry(new.shared)}
+        self.state[0][0] = {**self.state[0][0], **entry.prefixed(new.shared, entry.SHARED)}
 
     def _rule_state(self, params: Tensors, places: dict[str, tuple[int, int]]) -> RuleState:
-        own = {name: split_entry(self.state[g][i])[0] for name, (g, i) in places.items()}
-        fresh = self.rule.init_state({name: params[name] for name in places if not own[name]})
-        return RuleState(own | fresh.per_param, split_entry(self.state[0][0])[1] or fresh.shared)
+        kept = {name: entry.of_parameter(self.state[g][i]) for name, (g, i) in places.items()}
+        fresh = self.rule.init_state({name: params[name] for name in places if not entry.own(kept[name])})
+        shared = fresh.shared | entry.part(self.state[0][0], entry.SHARED)
+        return RuleState({name: fresh.per_param.get(name, {}) | own for name, own in kept.items()}, shared)
 
 
 def _register(optimizer: type[RuleOptimizer]) -> None:

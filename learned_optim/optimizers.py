@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from learned_optim.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint
+from learned_optim.checkpoint import DEFAULT_CHECKPOINT, is_bundled, load_checkpoint
+from learned_optim.guard import Guard
 from learned_optim.rule import Rule
 from learned_optim.rule_optimizer import Params, RuleOptimizer
 from learned_optim.rules import LSTMRule, MetaSGDRule
@@ -35,6 +36,8 @@ class LSTMOptimizer(RuleOptimizer):
         lr: A multiplier without unit; 1 is the optimizer as it was trained. Not a learning rate: 1e-3 nearly stops it.
         weight_decay: Decoupled decay per step.
         maximize: Ascend the objective instead.
+        guard: Whether steps are kept within a trust region, with Adam to fall back on; see `Guard`, of which one may
+            be given. By default for bundled checkpoints, and not for a file or a rule of your own.
 
     Raises:
         ValueError: Both a checkpoint and a rule, or see `RuleOptimizer`.
@@ -58,17 +61,20 @@ class LSTMOptimizer(RuleOptimizer):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        guard: bool | Guard | None = None,
     ) -> None:
         _refuse_habit("LSTMOptimizer", checkpoint)
         if rule is None:
-            rule = load_checkpoint(DEFAULT_CHECKPOINT if checkpoint is None else checkpoint)
+            name = DEFAULT_CHECKPOINT if checkpoint is None else checkpoint
+            rule = load_checkpoint(name)
+            guard = is_bundled(name) if guard is None else guard
         elif checkpoint is not None:
             raise ValueError("LSTMOptimizer: give a checkpoint or a rule, not both")
         if not isinstance(rule, LSTMRule):
             raise ValueError(
                 f"LSTMOptimizer: needs an LSTMRule, got {type(rule).__name__}; use RuleOptimizer for others"
             )
-        super().__init__(params, rule, lr=lr, weight_decay=weight_decay, maximize=maximize)
+        super().__init__(params, rule, lr=lr, weight_decay=weight_decay, maximize=maximize, guard=guard or False)
 
 
 class MetaSGD(RuleOptimizer):
@@ -84,6 +90,7 @@ class MetaSGD(RuleOptimizer):
         lr: A multiplier of the update without unit.
         weight_decay: Decoupled decay per step.
         maximize: Ascend the objective instead.
+        guard: Whether steps are kept within a trust region; see `RuleOptimizer`.
 
     Raises:
         ValueError: Rates and parameters do not match, a group is added to rates that came from a checkpoint or rule,
@@ -108,6 +115,7 @@ class MetaSGD(RuleOptimizer):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        guard: bool | Guard = False,
     ) -> None:
         _refuse_habit("MetaSGD", checkpoint)
         if checkpoint is not None and rule is not None:
@@ -119,7 +127,8 @@ class MetaSGD(RuleOptimizer):
         self._alpha = alpha
         self._complete = False
         # Without given rates the first group creates the rule, in `_adopt`.
-        super().__init__(params, given, lr=lr, weight_decay=weight_decay, maximize=maximize)  # type: ignore[arg-type]
+        options = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "guard": guard}
+        super().__init__(params, given, **options)  # type: ignore[arg-type]
         if self._given and len(self._keys) != len(self._rates().names):
             unmatched = [name for name in self._rates().names if name not in self._keys.values()]
             raise ValueError(f"MetaSGD: there are rates for {unmatched}, but no such parameters")

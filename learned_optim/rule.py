@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from learned_optim.reduction import all_finite
 from learned_optim.types import RuleState, Scalar, Tensors, Update
+
+Scope: TypeAlias = Literal["coordinate", "tensor", "network"]
 
 
 class Rule(nn.Module, ABC):
@@ -27,13 +30,16 @@ class Rule(nn.Module, ABC):
     * ``updates`` has the keys, shapes and devices of ``grads``. A parameter whose name is absent from ``grads`` gets
       no update and keeps its state.
     * The new state has the keys, shapes and dtypes of the old one.
+    * What it reduces over the coordinates of a tensor goes through `learned_optim.reduction`, which makes it whole
+      where parameters are sharded.
     """
 
     known: ClassVar[dict[str, type[Rule]]] = {}
     """Rule classes by name: the only ones that a checkpoint can name. Subclassing registers."""
 
-    coordinatewise: ClassVar[bool] = False
-    """Whether a step treats every coordinate by itself and alike, so that a part of a tensor is as good as a tensor."""
+    scope: Scope = "network"
+    """What a step looks at together. ``"coordinate"``: each by itself and all alike, so that any part of a tensor can
+    go alone; ``"tensor"``: each by itself, so that some parameters can go without the others; ``"network"``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -44,7 +50,7 @@ class Rule(nn.Module, ABC):
         """The state before the first step.
 
         Args:
-            params: The parameters, by name.
+            params: The parameters, by name; on the meta device, only the sizes of the state are asked for.
             generator: The source of randomness of rules whose first state is drawn.
 
         Returns:
@@ -68,25 +74,61 @@ class Rule(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """The arguments that rebuild this rule, as JSON values. With `from_config` it is what checkpoints hold."""
 
+    def described(self) -> dict[str, Any]:
+        """Class and `config`: what `rebuilt` takes."""
+        return {"class": type(self).__name__, "config": self.config()}
+
+    @staticmethod
+    def rebuilt(description: Mapping[str, Any]) -> Rule:
+        """A rule of the class and the sizes that `described` gave; its weights are still to be loaded.
+
+        Raises:
+            KeyError: The class is not `known`: the module that defines it has not been imported.
+        """
+        return Rule.known[description["class"]].from_config(description["config"])
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Rule:
-        """A rule of the sizes that ``config`` says; its weights are still to be loaded."""
+        """The inverse of `config`."""
         return cls(**config)
 
-    def step_(self, grads: Tensors, state: RuleState, params: Tensors) -> Tensors:
-        """The same step for the eager driver: returns the updates and puts the new state into ``state`` itself.
+    def place(self, params: Tensors) -> None:
+        """Lays meta-parameters that belong to places of a parameter out like it, where it is sharded; most rules have
+        none. The eager driver calls it with the parameters that it takes in."""
 
-        A rule may override it with one that works in place and in chunks; it must equal ``forward``.
+    def step_(
+        self, grads: Tensors, state: RuleState, params: Tensors, *, finite: Tensor | None = None
+    ) -> tuple[Tensors, Tensor]:
+        """The same step for the eager driver, which puts the new state into ``state`` itself.
+
+        A rule may override it with one that works in chunks; it must equal ``forward``.
+
+        Args:
+            grads: As in ``forward``.
+            state: As in ``forward``; its tensors are written in place.
+            params: As in ``forward``.
+            finite: Whether the gradients are, a 0-dimensional bool tensor; computed where it is not given.
+
+        Returns:
+            The updates, and whether gradients and updates are all finite: where they are not, the state is untouched.
         """
         updates, new = self(grads, state, params)
+        finite = all_finite(updates) & (all_finite(grads) if finite is None else finite)
         for name in grads:
-            state.per_param[name].update(new.per_param[name])
-        state.shared.update(new.shared)
-        return updates
+            overwrite(state.per_param[name], new.per_param[name], where=finite)
+        overwrite(state.shared, new.shared, where=finite)
+        return updates, finite
 
     def __call__(self, grads: Tensors, state: RuleState, params: Tensors) -> tuple[Tensors, RuleState]:
         result: tuple[Tensors, RuleState] = super().__call__(grads, state, params)
         return result
+
+
+def overwrite(old: Tensors, new: Tensors, *, where: Tensor) -> None:
+    """Writes new values into the tensors of ``old`` in place, or leaves them as they are where not ``where``."""
+    for key, value in new.items():
+        if value is not old[key]:
+            torch.where(where, value, old[key], out=old[key])
 
 
 def bind(rule: Rule, phi: Tensors) -> Update:

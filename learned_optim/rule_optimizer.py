@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
@@ -12,8 +13,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from learned_optim.rule import Rule, apply_updates, oriented
-from learned_optim.types import RuleState, Tensors
+from learned_optim import entry
+from learned_optim.guard import Guard
+from learned_optim.reduction import all_finite, completing
+from learned_optim.rule import Rule, apply_updates, oriented, overwrite
+from learned_optim.sharding import beside, completion, inside_partition, local
+from learned_optim.state_layout import begun, check_state, compare, coordinate_keys, plain, state_bytes
+from learned_optim.types import RuleState, Scalar, Tensors
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 """What every torch optimizer takes: parameters, named parameters, or groups of either."""
@@ -35,6 +41,11 @@ def shared_entry(shared: Tensors) -> Tensors:
 _hinted: set[str] = set()
 
 
+_UNSUPPORTED = ("foreach", "fused", "capturable", "differentiable")
+_GIGABYTE = 2**30
+_told: set[tuple[str, str]] = set()
+
+
 class RuleOptimizer(Optimizer):
     """Runs any `Rule` as an ordinary ``torch.optim.Optimizer``.
 
@@ -48,11 +59,18 @@ class RuleOptimizer(Optimizer):
         lr: Multiplies the update. It has no unit: 1 is the rule as it was trained.
         weight_decay: Decoupled decay, per step and relative to ``lr``.
         maximize: Ascend the objective instead.
+        guard: Whether steps are kept within a trust region, with Adam to fall back on; see `Guard`, of which one may
+            be given.
+
+    A step whose gradients or updates are not finite is left out: parameters and state stay, ``skipped_steps`` counts.
+    Complex parameters are treated as pairs of real ones. Parameters may be sharded by ``fully_shard``, and on several
+    devices unless the rule looks across them.
 
     Raises:
-        ValueError: No parameters, an ``lr`` or ``weight_decay`` that is negative or not finite, or a state of another
-            rule is loaded.
+        ValueError: No parameters, an ``lr`` or ``weight_decay`` that is negative or not finite, an implementation flag
+            (``foreach``, ``fused``, ``capturable``, ``differentiable``), or a state of another rule is loaded.
         RuntimeError: A gradient is sparse.
+        TypeError: A rule that looks across tensors inside ``ZeroRedundancyOptimizer``.
     """
 
     def __init__(
@@ -63,11 +81,20 @@ class RuleOptimizer(Optimizer):
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        guard: bool | Guard = False,
     ) -> None:
         self.rule = rule
+        self.guard = Guard() if guard is True else guard or None
         self._keys: dict[Tensor, str] = {}
+        self._replicas: dict[torch.device, Rule] = {}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
+        if self.rule.scope == "network" and inside_partition():
+            raise TypeError(
+                f"{type(self).__name__}: {type(self.rule).__name__} looks at all parameters together, and "
+                "ZeroRedundancyOptimizer shows each process some of them; use fully_shard instead"
+            )
         self._hint_at_habit()
+        self._warn_of_memory()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -78,17 +105,27 @@ class RuleOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; a group may have its own ``lr``, ``weight_decay`` and ``maximize``."""
-        for option in ("lr", "weight_decay"):
-            value = param_group.get(option, self.defaults[option])
-            if not (math.isfinite(float(value)) and float(value) >= 0):
-                raise ValueError(f"{type(self).__name__}: {option} must be a finite number >= 0, got {value}")
+        self._check_options(self.defaults | param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            self._adopt(self._named(group), named="param_names" in group)
+            params = self._named(group)
+            self._adopt(params, named="param_names" in group)
         except Exception:  # whatever it was, the group is not taken in half
             self.param_groups.pop()
             raise
+
+    def _check_options(self, group: Mapping[str, Any]) -> None:
+        name = type(self).__name__
+        for option in ("lr", "weight_decay"):
+            value = group[option]
+            if isinstance(value, Tensor) and value.numel() != 1:
+                raise ValueError(f"{name}: {option} must be a number, got a tensor of shape {tuple(value.shape)}")
+            if not (isinstance(value, (int, float, Tensor)) and 0 <= float(value) < math.inf):
+                raise ValueError(f"{name}: {option} must be a finite number >= 0, got {value!r}")
+        for flag in _UNSUPPORTED:
+            if group.get(flag):
+                raise ValueError(f"{name}: {flag}={group[flag]!r} is not supported; leave it out")
 
     def _named(self, group: dict[str, Any]) -> Tensors:
         """The group's parameters by their names, or by their positions; every key is unique in the optimizer."""
@@ -107,16 +144,37 @@ class RuleOptimizer(Optimizer):
 
     def _adopt(self, params: Tensors, *, named: bool) -> None:
         """Takes in the parameters of a new group under the names that the rule shall see."""
+        self.rule.place(params)
         self._keys.update((param, name) for name, param in params.items())
 
+    def _once(self, topic: str, message: str) -> None:
+        """Warns about a topic once for each class of optimizers."""
+        name = type(self).__name__
+        if (name, topic) not in _told:
+            _told.add((name, topic))
+            warnings.warn(f"{name}: {message}", stacklevel=5)
+
     def _hint_at_habit(self) -> None:
-        habits = [group["lr"] for group in self.param_groups if 0 < float(group["lr"]) <= 0.01]
-        if habits and type(self).__name__ not in _hinted:
-            _hinted.add(type(self).__name__)
-            warnings.warn(
-                f"{type(self).__name__}: lr={float(habits[0]):g} multiplies updates that already have their size; "
+        habits = [float(group["lr"]) for group in self.param_groups if 0 < float(group["lr"]) <= 0.01]
+        if habits:
+            self._once(
+                "lr",
+                f"lr={habits[0]:g} multiplies updates that already have their size; "
                 "lr=1.0 is the optimizer as it was trained, and so small a value nearly stops it",
-                stacklevel=4,
+            )
+
+    def _warn_of_memory(self) -> None:
+        params = {self._keys[p]: p for group in self.param_groups for p in group["params"]}
+        own = sum(p.numel() * p.element_size() for p in params.values())
+        if own < _GIGABYTE // 1000:
+            return
+        state = state_bytes(self.rule, self.guard, params)
+        if state - own > _GIGABYTE:
+            coordinates = sum(p.numel() for p in params.values())
+            self._once(
+                "memory",
+                f"its state will take {state / _GIGABYTE:.1f} GiB, {state / coordinates:.0f} bytes for each of "
+                f"{coordinates:,} coordinates; the parameters take {own / _GIGABYTE:.1f} GiB",
             )
 
     # Step
@@ -128,7 +186,7 @@ class RuleOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Takes one step.
+        """Takes one step; none at all where a gradient or update is not finite.
 
         Args:
             closure: Re-evaluates the model and returns the loss.
@@ -140,54 +198,123 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with_grad = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        owners: Tensors = {}
         grads: Tensors = {}
-        for group, params in with_grad:
-            for p in params:
-                if p.grad.is_sparse:
-                    raise RuntimeError(
-                        f"{type(self).__name__}: the gradient of parameter {self._keys[p]!r} is sparse, which learned "
-                        "rules do not take; build the layer with sparse=False"
-                    )
-            grads |= oriented({self._keys[p]: p.grad for p in params}, maximize=group["maximize"])
-        if not grads:
-            return loss
-        params_by_key = {self._keys[p]: p for _, params in with_grad for p in params}
-        self._follow_device(next(iter(params_by_key.values())).device)
-        updates = self._step(grads, params_by_key)
-        for group, params in with_grad:
-            own = {self._keys[p]: p for p in params}
-            moved = apply_updates(own, updates, lr=group["lr"], weight_decay=group["weight_decay"])
-            for key, p in own.items():
-                p.copy_(moved[key])
+        lr: dict[str, Scalar] = {}
+        weight_decay: dict[str, Scalar] = {}
+        for group in self.param_groups:
+            present = {self._keys[p]: p for p in group["params"] if p.grad is not None}
+            self._refuse_sparse(present)
+            grads |= oriented({key: plain(p.grad) for key, p in present.items()}, maximize=group["maximize"])
+            owners |= present
+            lr |= dict.fromkeys(present, group["lr"])
+            weight_decay |= dict.fromkeys(present, group["weight_decay"])
+        if owners:
+            with completing(completion(owners)):
+                self._step(owners, grads, lr, weight_decay)
         return loss
 
-    def _step(self, grads: Tensors, params: Tensors) -> Tensors:
-        first = self.param_groups[0]["params"][0]
-        own = {key: split_entry(self.state.get(p, {}))[0] for key, p in params.items()}
-        shared = split_entry(self.state.get(first, {}))[1]
-        fresh = {key: p for key, p in params.items() if not own[key]}
-        if fresh:
-            created = self.rule.init_state(fresh)
-            own |= created.per_param
-            shared = shared or created.shared
-        state = RuleState(own, shared)
-        updates = self.rule.step_(grads, state, params)
+    def _refuse_sparse(self, params: Tensors) -> None:
         for key, p in params.items():
-            self.state[p].update(state.per_param[key])
-        if state.shared:
-            self.state[first].update(shared_entry(state.shared))
-        return updates
+            if p.grad is not None and p.grad.is_sparse:
+                raise RuntimeError(
+                    f"{type(self).__name__}: the gradient of parameter {key!r} is sparse, which learned "
+                    "rules do not take; build the layer with sparse=False"
+                )
 
-    def _follow_device(self, device: torch.device) -> None:
+    def _step(self, owners: Tensors, grads: Tensors, lr: dict[str, Scalar], weight_decay: dict[str, Scalar]) -> None:
+        params = {key: plain(p) for key, p in owners.items()}
+        state, memory = self._begun(owners, params)
+        updates, finite = self._rule_step(grads, state, params)
+        if self.guard is not None:
+            updates, kept = self.guard(grads, updates, memory, lr=lr)
+            for key, tensors in kept.items():
+                overwrite(memory[key], tensors, where=finite)
+        moved = apply_updates(params, updates, lr=lr, weight_decay=weight_decay)
+        for key, p in params.items():
+            p.copy_(torch.where(finite.to(p.device), moved[key], p))
+        count = self.state[self._first()][entry.SKIPPED]
+        count += ~finite.to(count.device)
+
+    def _first(self) -> Tensor:
+        first: Tensor = self.param_groups[0]["params"][0]
+        return first
+
+    def _begun(self, owners: Tensors, params: Tensors) -> tuple[RuleState, dict[str, Tensors]]:
+        """The rule's state and the guard's memory of these parameters, begun where there is none."""
+        network = self.state[self._first()]
+        fresh = {key: params[key] for key, p in owners.items() if not entry.of_parameter(self.state[p])}
+        if fresh:
+            created = begun(self.rule, self.guard, fresh)
+            for key, tensors in created.per_param.items():
+                spread = coordinate_keys(self.rule, self.guard, key, owners[key])
+                self.state[owners[key]] |= {
+                    name: beside(value, owners[key]) if name in spread else value for name, value in tensors.items()
+                }
+            for name, value in entry.prefixed(created.shared, entry.SHARED).items():
+                network.setdefault(name, value)
+            network.setdefault(entry.SKIPPED, torch.zeros((), dtype=torch.int64, device=self._first().device))
+        entries = {key: {name: local(value) for name, value in self.state[p].items()} for key, p in owners.items()}
+        own = {key: entry.own(tensors) for key, tensors in entries.items()}
+        memory = {key: entry.part(tensors, entry.GUARD) for key, tensors in entries.items()}
+        return RuleState(own, entry.part(network, entry.SHARED)), memory
+
+    def _rule_step(self, grads: Tensors, state: RuleState, params: Tensors) -> tuple[Tensors, Tensor]:
+        """The rule's step, on each device those of its parameters."""
+        finite = all_finite(grads)
+        devices = list(dict.fromkeys(p.device for p in params.values()))
+        if len(devices) == 1:
+            self._follow(devices[0])
+            return self.rule.step_(grads, state, params, finite=finite)
+        if self.rule.scope == "network":
+            raise RuntimeError(
+                f"{type(self).__name__}: {type(self.rule).__name__} looks at all parameters together, so that they "
+                f"must be on one device; they are on {', '.join(map(str, devices))}"
+            )
+        updates: Tensors = {}
+        for device in devices:
+            here = {key: p for key, p in params.items() if p.device == device}
+            part = RuleState({key: state.per_param[key] for key in here}, state.shared)
+            its_updates, ok = self._replica(device).step_(
+                {key: grads[key] for key in here}, part, here, finite=finite.to(device)
+            )
+            updates |= its_updates
+            finite = finite & ok.to(finite.device)
+        return updates, finite
+
+    def _follow(self, device: torch.device) -> None:
         weight = next(self.rule.parameters(), None)
         if weight is not None and weight.device != device:
             self.rule.to(device)
 
+    def _replica(self, device: torch.device) -> Rule:
+        """The rule with its present weights on another device."""
+        weights = list(self.rule.parameters())
+        if not weights or weights[0].device == device:
+            return self.rule
+        replica = self._replicas.get(device)
+        if replica is None or len(list(replica.parameters())) != len(weights):
+            replica = self._replicas[device] = copy.deepcopy(self.rule).to(device)
+        for own, weight in zip(replica.parameters(), weights, strict=True):
+            own.copy_(weight)
+        return replica
+
     # State
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were left out because a gradient or update was not finite. Reading it waits for the device."""
+        count = self.state.get(self._first(), {}).get(entry.SKIPPED)
+        return 0 if count is None else int(count)
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, with the rule in the first group: its class and sizes (JSON) and its tensors by name."""
+        if self.skipped_steps:
+            self._once(
+                "skipped",
+                f"{self.skipped_steps} steps were left out because gradients or updates were not finite "
+                "(optimizer.skipped_steps)",
+            )
         state_dict = super().state_dict()
         state_dict["param_groups"][0] |= {"rule": self._rule_label(), "rule_tensors": dict(self.rule.state_dict())}
         return state_dict
@@ -219,21 +346,31 @@ class RuleOptimizer(Optimizer):
             after.remove()
 
     def _rule_label(self) -> str:
-        return json.dumps({"class": type(self.rule).__name__, "config": self.rule.config()})
+        guard = {} if self.guard is None else {"guard": self.guard.config()}
+        return json.dumps(self.rule.described() | guard)
 
     def _check_loadable(self, state_dict: Mapping[str, Any]) -> None:
         name = type(self).__name__
-        groups = state_dict.get("param_groups") or [{}]
-        label, tensors = groups[0].get("rule"), groups[0].get("rule_tensors")
+        groups, state = state_dict.get("param_groups"), state_dict.get("state")
+        if not (isinstance(groups, list) and isinstance(state, dict) and all(isinstance(g, dict) for g in groups)):
+            raise ValueError(f"{name}: not a state_dict: it has no list 'param_groups' and dict 'state'")
+        label, tensors = (groups or [{}])[0].get("rule"), (groups or [{}])[0].get("rule_tensors")
         if not isinstance(label, str) or not isinstance(tensors, dict):
             raise ValueError(f"{name}: the state holds no rule; it is not a state_dict of such an optimizer")
         if label != self._rule_label():
             raise ValueError(f"{name}: the state is of the rule {label}, but this optimizer has {self._rule_label()}")
-        own = {key: (tuple(value.shape), value.dtype) for key, value in self.rule.state_dict().items()}
-        saved = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
-        for key in own | saved:
-            if own.get(key) != saved.get(key):
-                raise ValueError(f"{name}: the rule's {key!r} is {saved.get(key)} in the state, {own.get(key)} here")
+        own = [len(group["params"]) for group in self.param_groups]
+        sizes = [len(group["params"]) if isinstance(group.get("params"), list) else None for group in groups]
+        if sizes != own:
+            raise ValueError(f"{name}: the state has groups of {sizes} parameters, but this optimizer of {own}")
+        for group in groups:
+            self._check_options(self.defaults | group)
+        params = {self._keys[p]: p for group in self.param_groups for p in group["params"]}
+        try:
+            compare("the rule", tensors, self.rule.state_dict())
+            check_state(self.rule, self.guard, params, [i for group in groups for i in group["params"]], state)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     def _restore(self, state_dict: Mapping[str, Any]) -> None:
         # torch has cast floating-point state to each parameter's dtype; take the saved values instead.
@@ -248,7 +385,12 @@ class RuleOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # torch keeps the three items it knows of; copies and pickles need the rule and the names too.
-        return super().__getstate__() | {"rule": self.rule, "_keys": self._keys}
+        return super().__getstate__() | {
+            "rule": self.rule,
+            "guard": self.guard,
+            "_keys": self._keys,
+            "_replicas": {},
+        }
 
 
 on_subclass: list[Callable[[type[RuleOptimizer]], None]] = []

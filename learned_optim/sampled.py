@@ -24,7 +24,7 @@ class SampledUpdate:
         state = update.reduce(unrolled.state)
 
     Args:
-        rule: A rule with ``coordinatewise`` set.
+        rule: A rule of the scope ``"coordinate"``.
         params: Parameters by name; their shapes are used.
         count: m, coordinates kept of each tensor.
         generator: Draws the sample.
@@ -34,7 +34,7 @@ class SampledUpdate:
     """
 
     def __init__(self, rule: Rule, params: Tensors, *, count: int, generator: torch.Generator) -> None:
-        if not rule.coordinatewise:
+        if rule.scope != "coordinate":
             raise ValueError(f"SampledUpdate: {type(rule).__name__} is not coordinatewise; use it without sampling")
         if count < 1:
             raise ValueError(f"SampledUpdate: count must be >= 1, got {count}")
@@ -67,7 +67,7 @@ class SampledUpdate:
         for name, value in updates.items():
             weight = value.numel() / len(self.index[name])
             graph = weight * (part_updates[name] - part_updates[name].detach())  # zero, with the gradient
-            result[name] = value.flatten().index_add(0, self.index[name], graph).reshape(value.shape)
+            result[name] = value.flatten().index_add(0, self.index[name], graph.flatten()).reshape(value.shape)
         # Counters belong to the whole tensor.
         counts = {
             name: {key: new.per_param[name][key] for key in own if key == "step"}
@@ -77,14 +77,14 @@ class SampledUpdate:
         return result, RuleState(new.per_param | beside, new.shared)
 
     def _pick(self, name: str, value: Tensor) -> Tensor:
-        return value.flatten()[self.index[name]]
+        """The sampled coordinates of a tensor, in the shape (m, 1, ...) of its rank, by which a rule may route."""
+        dims = len(self.shapes[name])
+        rest = value.shape[dims:]
+        shape = (-1, *[1] * (dims - 1), *rest) if dims else value.shape
+        return value.reshape(-1, *rest)[self.index[name]].reshape(shape)
 
     def _pick_state(self, name: str, own: Tensors) -> Tensors:
-        dims = len(self.shapes[name])
-        return {
-            key: value if key == "step" else value.reshape(-1, *value.shape[dims:])[self.index[name]]
-            for key, value in own.items()
-        }
+        return {key: value if key == "step" else self._pick(name, value) for key, value in own.items()}
 
 
 def _beside(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from learned_optim.guard import Guard, guarded
 from learned_optim.rule import apply_updates, oriented
 from learned_optim.types import LossFn, Minibatch, RuleState, Scalar, Tensors, Update
 
@@ -38,6 +39,7 @@ def unroll(
     weight_decay: Scalar | Mapping[str, Scalar] = 0.0,
     maximize: bool = False,
     first_order: bool = False,
+    guard: Guard | None = None,
 ) -> Unrolled:
     """Takes ``steps`` steps of ``update`` on ``loss_fn`` and keeps everything differentiable.
 
@@ -62,12 +64,14 @@ def unroll(
         maximize: Ascend instead: the rule is given the negated gradients.
         first_order: Treats the gradients handed to the rule as constants, as Andrychowicz et al. 2016 and
             first-order MAML do: no second derivatives. phi and theta_0 keep their own gradients.
+        guard: Keeps the steps within a trust region. Its memory is added to the returned state.
 
     Raises:
         ValueError: ``steps`` is negative or no whole number, ``batches`` ends early, or the loss is no scalar.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise ValueError(f"unroll: steps must be a whole number >= 0, got {steps!r}")
+    update = guarded(update, guard, lr=lr)
     stream = None if batches is None else iter(batches)
     losses: list[Tensor] = []
     for k in range(steps):

@@ -10,16 +10,23 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from learned_optim import (
+    AdagradRule,
+    AdamRule,
+    AdamWRule,
     LSTMOptimizer,
     LSTMRule,
     MetaSGD,
     MetaSGDRule,
+    MomentumRule,
+    RMSpropRule,
     Rule,
+    RuleMap,
     RuleOptimizer,
     RuleState,
     SGDRule,
     Tensors,
 )
+from learned_optim.reduction import tensor_means
 
 MakeRule = Callable[[Tensors], Rule]
 
@@ -40,7 +47,8 @@ class ClippedDescent(Rule):
         return RuleState({name: {} for name in params}, {"mean": reference.new_zeros(())})
 
     def forward(self, grads: Tensors, state: RuleState, params: Tensors) -> tuple[Tensors, RuleState]:
-        square = torch.stack([grad.square().mean() for grad in grads.values()]).mean()
+        squares = tensor_means({name: grad.square() for name, grad in grads.items()}, params)
+        square = torch.stack([*squares.values()]).mean()
         mean = 0.9 * state.shared["mean"] + 0.1 * square
         scale = torch.where(mean > 0, self.rate / (mean.clamp(min=1e-12).sqrt() + 1), 0.0)
         return {name: -scale * grad for name, grad in grads.items()}, RuleState(state.per_param, {"mean": mean})
@@ -53,6 +61,18 @@ RULES: dict[str, MakeRule] = {
     "sgd": lambda params: SGDRule(0.1),
     "meta_sgd": lambda params: MetaSGDRule(params, (0.05, 0.2)),
     "shared-state": lambda params: ClippedDescent(),
+    "momentum": lambda params: MomentumRule(0.1),
+    "nesterov": lambda params: MomentumRule(0.05, 0.8, nesterov=True),
+    "adagrad": lambda params: AdagradRule(0.1),
+    "rmsprop": lambda params: RMSpropRule(0.02, 0.9),
+    "adam": lambda params: AdamRule(0.05, (0.8, 0.95)),
+    "adamw": lambda params: AdamWRule(0.05, weight_decay=0.1),
+    "map": lambda params: RuleMap(
+        {"matrices": LSTMRule(hidden_size=3), "rest": ClippedDescent()}, {"matrices": 2, "rest": "*"}
+    ),
+    "map-by-rank": lambda params: RuleMap(
+        {"matrices": LSTMRule(hidden_size=3), "rest": LSTMRule("moments", 2)}, {"matrices": 2, "rest": "*"}
+    ),
     "lstm": lstm(),
     "lstm-one-layer": lstm(num_layers=1),
     "lstm-moves-unseen": lstm(move_unseen=True),
@@ -62,13 +82,18 @@ RULES: dict[str, MakeRule] = {
 }
 
 OPTIMIZERS: dict[str, Callable[..., RuleOptimizer]] = {
-    "RuleOptimizer": lambda params, **options: RuleOptimizer(params, SGDRule(0.1), **options),
-    "RuleOptimizer-shared-state": lambda params, **options: RuleOptimizer(
+    "RuleOptimizer-sgd": lambda params, **options: RuleOptimizer(params, SGDRule(0.1), **options),
+    "RuleOptimizer-adam": lambda params, **options: RuleOptimizer(params, AdamRule(0.05), **options),
+    "RuleOptimizer-network": lambda params, **options: RuleOptimizer(
         params, seeded_rule("shared-state", {}), **options
     ),
+    "RuleOptimizer-map": lambda params, **options: RuleOptimizer(params, seeded_rule("map", {}), **options),
     "LSTMOptimizer": lambda params, **options: LSTMOptimizer(params, rule=seeded_rule("lstm", {}), **options),
     "LSTMOptimizer-moments": lambda params, **options: LSTMOptimizer(
         params, rule=seeded_rule("lstm-both-shortcut", {}), **options
+    ),
+    "LSTMOptimizer-guarded": lambda params, **options: LSTMOptimizer(
+        params, rule=seeded_rule("lstm", {}), guard=True, **options
     ),
     "MetaSGD": lambda params, **options: MetaSGD(params, alpha=0.1, **options),
 }

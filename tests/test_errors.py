@@ -216,7 +216,7 @@ def test_a_refused_group_is_not_added():
 def test_a_habitual_learning_rate_gets_one_hint(recwarn, monkeypatch):
     from learned_optim import rule_optimizer
 
-    monkeypatch.setattr(rule_optimizer, "_hinted", set())
+    monkeypatch.setattr(rule_optimizer, "_told", set())
     with pytest.warns(UserWarning, match="lr=1.0 is the optimizer as it was trained"):
         LSTMOptimizer(params(), rule=rule(), lr=1e-3)
     LSTMOptimizer(params(), rule=rule(), lr=1e-3)

@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = ["learned_optim", "meta_init", "lightning_modules"]
 INSIDE = [
-    "types", "seeds", "rule", "cells", "features", "rules", "unroll", "sampled", "data", "checkpoint",
-    "rule_optimizer", "optimizers", "higher_bridge", "problems", "race",
+    "types", "entry", "seeds", "reduction", "rule", "sharding", "cells", "features", "rules", "guard", "unroll",
+    "sampled", "data", "checkpoint", "state_layout", "rule_optimizer", "optimizers", "higher_bridge", "problems",
+    "race",
 ]  # fmt: skip
 
 

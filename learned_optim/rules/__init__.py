@@ -1,7 +1,19 @@
 """The rules: one file for each equation."""
 
+from learned_optim.rules.classical import AdagradRule, AdamRule, AdamWRule, MomentumRule, RMSpropRule
 from learned_optim.rules.lstm import LSTMRule
+from learned_optim.rules.map import RuleMap
 from learned_optim.rules.meta_sgd import MetaSGDRule
 from learned_optim.rules.sgd import SGDRule
 
-__all__ = ["LSTMRule", "MetaSGDRule", "SGDRule"]
+__all__ = [
+    "AdagradRule",
+    "AdamRule",
+    "AdamWRule",
+    "LSTMRule",
+    "MetaSGDRule",
+    "MomentumRule",
+    "RMSpropRule",
+    "RuleMap",
+    "SGDRule",
+]

@@ -48,7 +48,7 @@ class LSTMRule(Rule):
     Deviations: ``move_unseen=False``; the forget gate's bias starts at 1.
     """
 
-    coordinatewise = True
+    scope = "coordinate"
 
     def __init__(
         self,

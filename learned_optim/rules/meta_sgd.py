@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.rule import Rule
+from learned_optim.sharding import distributed_like, is_sharded, local
 from learned_optim.types import RuleState, Tensors
 
 
@@ -26,6 +27,8 @@ class MetaSGDRule(Rule):
 
     Source: Li et al. 2017, equation 4; there alpha is drawn from [0.005, 0.1] for regression.
     """
+
+    scope = "tensor"
 
     def __init__(self, params: Tensors, alpha: float | Sequence[float] = 0.01) -> None:
         super().__init__()
@@ -48,7 +51,14 @@ class MetaSGDRule(Rule):
             raise ValueError(f"MetaSGDRule: there are rates for {name!r} already")
         dtype = torch.promote_types(param.dtype, torch.float32)
         self.names.append(name)
-        self.rates.append(nn.Parameter(torch.empty_like(param, dtype=dtype).uniform_(self._low, self._high)))
+        # Drawn as a whole, so that the rates of a sharded parameter are those of an ordinary one.
+        rate = torch.empty(param.shape, dtype=dtype, device=param.device).uniform_(self._low, self._high)
+        self.rates.append(nn.Parameter(distributed_like(rate, param)))
+
+    def place(self, params: Tensors) -> None:
+        for i, name in enumerate(self.names):
+            if name in params and is_sharded(params[name]) and not is_sharded(self.rates[i]):
+                self.rates[i] = nn.Parameter(distributed_like(self.rates[i].detach(), params[name]))
 
     def init_state(self, params: Tensors, *, generator: torch.Generator | None = None) -> RuleState:
         return RuleState({name: {} for name in params}, {})
@@ -58,7 +68,7 @@ class MetaSGDRule(Rule):
         unknown = [name for name in grads if name not in alpha]
         if unknown:
             raise KeyError(f"MetaSGDRule: no rates for parameter {unknown[0]!r}; it has rates for {self.names}")
-        return {name: -alpha[name] * grad for name, grad in grads.items()}, state
+        return {name: -local(alpha[name]) * grad for name, grad in grads.items()}, state
 
     def config(self) -> dict[str, Any]:
         return {"params": {name: list(rate.shape) for name, rate in self.alpha.items()}}

@@ -23,7 +23,7 @@ class SGDRule(Rule):
         ValueError: ``lr`` is negative or not finite.
     """
 
-    coordinatewise = True
+    scope = "coordinate"
 
     def __init__(self, lr: float) -> None:
         super().__init__()

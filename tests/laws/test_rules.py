@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from learned_optim import LSTMRule, bind, unroll
+from learned_optim import LSTMRule, RuleState, bind, unroll
 from learned_optim.cells import lstm_cell
 from learned_optim.features import FEATURES
 from learned_optim.sampled import SampledUpdate
@@ -64,9 +64,9 @@ def test_structure(name):
 def test_locality(name):
     """A coordinatewise rule commutes with permuting and splitting a tensor."""
     rule, *_ = trajectory(name, 0)
-    if not rule.coordinatewise:
-        # Rates belong to places, and a network's mean to the network.
-        assert name in ("meta_sgd", "shared-state")
+    if rule.scope != "coordinate":
+        # Rates belong to places, a network's mean to the network, and a map routes whole tensors.
+        assert name in ("meta_sgd", "shared-state", "map")
         return
     grads = torch.randn(4, 10, dtype=torch.float64)
     order = torch.randperm(10)
@@ -161,13 +161,27 @@ def test_vmap_is_a_loop(name):
 
 
 @rules
+@torch.no_grad()
 def test_the_step_in_place_is_the_pure_one(name):
     rule, grads, state, params = trajectory(name, 2)
-    own = copied({key: dict(value) for key, value in state.per_param.items()})
+    in_place = RuleState(*copied(tuple(state)))
     updates, new = rule(grads, state, params)
-    in_place = type(state)(own, dict(state.shared))
-    assert_close(rule.step_(grads, in_place, params), updates)
-    assert_close(in_place.per_param, new.per_param)
+    its_updates, finite = rule.step_(grads, in_place, params)
+    assert finite
+    assert_close(its_updates, updates)
+    assert_close(tuple(in_place), tuple(new))
+
+
+@rules
+@torch.no_grad()
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_step_in_place_that_is_not_finite_leaves_the_state(name, value):
+    rule, grads, state, params = trajectory(name, 2)
+    before = copied(tuple(state))
+    grads["0.weight"][1, 1] = value
+    _, finite = rule.step_(grads, state, params)
+    assert not finite
+    assert_close(tuple(state), before, rtol=0, atol=0)
 
 
 @rules
@@ -176,7 +190,7 @@ def test_what_never_had_a_gradient_does_not_move(name):
     rule = seeded_rule(name, problem.params)
     unrolled = unroll(rule, problem.loss, problem.params, rule.init_state(problem.params), steps=5)
     dead, dead_before = unrolled.params["0.weight"][:, 2], problem.params["0.weight"][:, 2]
-    if name == "lstm-moves-unseen":
+    if name in ("lstm-moves-unseen", "adamw"):  # as in the paper; decay
         assert not torch.equal(dead, dead_before)
     else:
         assert torch.equal(dead, dead_before)
@@ -292,7 +306,7 @@ def test_features_have_finite_derivatives_at_zero(name):
     assert bool(torch.isfinite(values).all())
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if name not in ("meta_sgd", "shared-state")])
+@pytest.mark.parametrize("name", [name for name in RULES if name not in ("meta_sgd", "shared-state", "map")])
 def test_sampling_all_coordinates_is_the_plain_first_order_meta_gradient(name):
     problem = small_problem()
     rule = seeded_rule(name, problem.params)

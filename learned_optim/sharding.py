@@ -1,0 +1,100 @@
+"""Parameters that ``fully_shard`` spreads over processes (DTensors): their local parts, and tensors laid out like them.
+
+A rule only ever sees local parts. What it remembers of a coordinate is kept as a DTensor beside the parameter, so that
+distributed checkpoints save and reshard it; what it reduces over a tensor is completed by `completion`.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from learned_optim.reduction import Complete
+from learned_optim.types import Tensors
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor; told without importing torch.distributed."""
+    return hasattr(tensor, "device_mesh")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of it that this process has; an ordinary tensor itself."""
+    return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it; an ordinary tensor itself."""
+    return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor
+
+
+def beside(value: Tensor, param: Tensor) -> Tensor:
+    """A DTensor of which this process has ``value``, laid out like ``param``.
+
+    Args:
+        value: Shape ``local(param).shape + (...)``.
+        param: A parameter; where it is an ordinary tensor, so is the result.
+    """
+    if not is_sharded(param):
+        return value
+    from torch.distributed.tensor import DTensor
+
+    # Shape and stride are given because uneven shards do not tell them.
+    shape = torch.Size((*param.shape, *value.shape[param.dim() :]))
+    stride = torch.empty(shape, device="meta").stride()
+    like = cast(Any, param)
+    return DTensor.from_local(value, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)
+
+
+def distributed_like(full: Tensor, param: Tensor) -> Tensor:
+    """``full``, the same on every process, laid out like ``param``."""
+    if not is_sharded(param):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    like = cast(Any, param)
+    return distribute_tensor(full, like.device_mesh, like.placements)
+
+
+def completion(params: Tensors) -> Complete | None:
+    """How sums over the shards of these parameters become sums over the whole: None where none is sharded."""
+    sharded = {name: cast(Any, param) for name, param in params.items() if is_sharded(param)}
+    if not sharded:
+        return None
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    def complete(sums: Tensors) -> Tensors:
+        # One collective for all tensors that are laid out alike.
+        layouts: dict[tuple[Any, Any], list[str]] = {}
+        for name in sums:
+            if name in sharded:
+                layouts.setdefault((sharded[name].device_mesh, sharded[name].placements), []).append(name)
+        result = dict(sums)
+        for (mesh, placements), names in layouts.items():
+            part = torch.cat([sums[name].flatten() for name in names])
+            parts = [Partial() if placement.is_shard() else Replicate() for placement in placements]
+            total = DTensor.from_local(part, mesh, parts, run_check=False).full_tensor()
+            start = 0
+            for name in names:
+                end = start + sums[name].numel()
+                result[name], start = total[start:end].reshape(sums[name].shape), end
+        return result
+
+    return complete
+
+
+def inside_partition() -> bool:
+    """Whether the caller is being made by ZeroRedundancyOptimizer, which gives each process an optimizer of some of the
+    tensors and does not say so."""
+    if "torch.distributed.optim" not in sys.modules:
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if type(frame.f_locals.get("self")).__name__ == "ZeroRedundancyOptimizer":
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,101 @@
+"""What the state of an optimizer will look like, known before it exists: its size, and whether a saved one fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learned_optim import entry
+from learned_optim.guard import Guard
+from learned_optim.rule import Rule
+from learned_optim.sharding import is_sharded, local
+from learned_optim.types import RuleState, Tensors
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """What a rule sees of a tensor: this process's shard of it, and a complex one as pairs of real numbers."""
+    here = local(tensor)
+    return torch.view_as_real(here) if here.is_complex() else here
+
+
+def begun(rule: Rule, guard: Guard | None, params: Tensors) -> RuleState:
+    """The first state of these parameters, the guard's memory beside the rule's."""
+    state = rule.init_state(params)
+    memory = {} if guard is None else guard.init_state(params)
+    per_param = {key: state.per_param[key] | entry.prefixed(memory.get(key, {}), entry.GUARD) for key in params}
+    return RuleState(per_param, state.shared)
+
+
+def blank(rule: Rule, guard: Guard | None, params: Tensors) -> RuleState:
+    """`begun` as tensors without data."""
+    sizes = {key: torch.empty(p.shape, dtype=p.dtype, device="meta") for key, p in params.items()}
+    return begun(rule, guard, {key: plain(size) for key, size in sizes.items()})
+
+
+def coordinate_keys(rule: Rule, guard: Guard | None, key: str, param: Tensor) -> set[str]:
+    """The keys of what is remembered of each coordinate of a parameter, and therefore sharded with it."""
+    if not is_sharded(param) or param.dim() == 0:
+        return set()
+    shapes = []
+    for more in (0, 1):  # what grows with the parameter
+        size = torch.empty(param.shape[0] + more, *param.shape[1:], dtype=param.dtype, device="meta")
+        own = blank(rule, guard, {key: size}).per_param[key]
+        shapes.append({name: value.shape for name, value in own.items()})
+    return {name for name, shape in shapes[0].items() if shape != shapes[1][name]}
+
+
+def state_bytes(rule: Rule, guard: Guard | None, params: Tensors) -> int:
+    """The memory that the state of these parameters takes, in bytes."""
+    tensors = [value for own in blank(rule, guard, params).per_param.values() for value in own.values()]
+    return sum(value.numel() * value.element_size() for value in tensors)
+
+
+def check_state(
+    rule: Rule, guard: Guard | None, params: Tensors, indices: Sequence[Any], state: Mapping[Any, Any]
+) -> None:
+    """Refuses a saved state that does not fit.
+
+    Args:
+        rule: The rule.
+        guard: The guard, if any.
+        params: All parameters by name, in order.
+        indices: The numbers under which ``state`` has them.
+        state: Entries by number; a parameter that has made no step has none.
+
+    Raises:
+        ValueError: What does not fit.
+    """
+    if len(set(indices)) != len(indices) or set(state) - set(indices):
+        raise ValueError(f"the state is of parameters {list(state)}, but its groups have {indices}")
+    needed = blank(rule, guard, params)
+    shared = entry.prefixed(needed.shared, entry.SHARED) | {entry.SKIPPED: torch.zeros((), dtype=torch.int64)}
+    for place, (index, key) in enumerate(zip(indices, params, strict=True)):
+        found = state.get(index, {})
+        if place == 0 and isinstance(found, dict):
+            own = entry.of_parameter(found)
+            network = {name: value for name, value in found.items() if name not in own}
+            if network:
+                compare("the network", network, shared)
+            found = own
+        if found != {}:
+            compare(f"parameter {key!r}", found, needed.per_param[key])
+
+
+def compare(whose: str, found: Any, needed: Tensors) -> None:
+    """Refuses tensors of other names, shapes or dtypes than those needed.
+
+    Raises:
+        ValueError: What differs.
+    """
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ValueError(f"the state of {whose} must be a dict of tensors, got {found!r:.100}")
+    for key in [*needed, *found]:
+        theirs, ours = [
+            f"{list(tensors[key].shape)} of {tensors[key].dtype}" if key in tensors else "missing"
+            for tensors in (found, needed)
+        ]
+        if theirs != ours:
+            raise ValueError(f"{key!r} of {whose} is {theirs} in the state, but {ours} here")
