@@ -78,4 +78,5 @@ def all_finite(tensors: Tensors) -> Tensor:
         tensors: By parameter name, at least one.
     """
     bad = totals({name: (~torch.isfinite(value)).any().float() for name, value in tensors.items()})
-    return ~torch.stack([flag > 0 for flag in bad.values()]).any()
+    device = next(iter(bad.values())).device
+    return ~torch.stack([flag.to(device) > 0 for flag in bad.values()]).any()

@@ -229,7 +229,7 @@ class RuleOptimizer(Optimizer):
         if self.guard is not None:
             updates, kept = self.guard(grads, updates, memory, lr=lr)
             for key, tensors in kept.items():
-                overwrite(memory[key], tensors, where=finite)
+                overwrite(memory[key], tensors, where=finite.to(params[key].device))
         moved = apply_updates(params, updates, lr=lr, weight_decay=weight_decay)
         for key, p in params.items():
             p.copy_(torch.where(finite.to(p.device), moved[key], p))
@@ -253,7 +253,8 @@ class RuleOptimizer(Optimizer):
                 }
             for name, value in entry.prefixed(created.shared, entry.SHARED).items():
                 network.setdefault(name, value)
-            network.setdefault(entry.SKIPPED, torch.zeros((), dtype=torch.int64, device=self._first().device))
+        if entry.SKIPPED not in network:
+            network[entry.SKIPPED] = torch.zeros((), dtype=torch.int64, device=self._first().device)
         entries = {key: {name: local(value) for name, value in self.state[p].items()} for key, p in owners.items()}
         own = {key: entry.own(tensors) for key, tensors in entries.items()}
         memory = {key: entry.part(tensors, entry.GUARD) for key, tensors in entries.items()}
