@@ -25,16 +25,16 @@ class Guard:
 
         |lr u'| <= r a,     r = exp(trust),  a = ``adam_lr``, about the size of an Adam step (Kingma & Ba 2015, 2.1)
 
-    The trust follows what the last change D brought along, told from gradients and updates only. With the slopes
-    s = <g, D> before and s' = <g', D> after it, (s + s') / 2 estimates by the trapezoidal rule the change of the loss
-    that the tensor's move has caused, and::
+    The trust follows what the last change D brought along, told from gradients and updates only. Let s = <g, D> be the
+    slope along D before it and s' = <g', D> the one after it, which is the derivative of the new loss in the length of
+    D (the hypergradient of a step size). Where s' is negative the loss still fell at the end of the step, and a longer
+    one would have been better; where it is positive the step went too far::
 
-        c = (s + s') / (|s| + |s'|)   in [-1, 1]
-        trust <- min(trust - log(2) c, log(``most``))
+        trust <- min(trust - ``rate`` (s' + max(``tolerance`` s, s)) / (|s| + |s'|), log(``most``))
 
-    so that a step that climbs halves the bound and one that descends doubles it. Where the bound comes down to one Adam
-    step, trust is exhausted, and a fresh Adam with learning rate ``adam_lr min(lr, 1)`` has the tensor for good. A rule
-    that overshoots at every step is stopped within a few, and the sum of its steps is bounded by a geometric series.
+    Where the bound comes down to one Adam step, trust is exhausted, and a fresh Adam with learning rate ``adam_lr
+    min(lr, 1)`` has the tensor for good. The steps of a rule that goes too far every time are thus bounded by a
+    geometric series, 0.07 per coordinate altogether with the defaults.
 
     The memory is two numbers per coordinate: the last change, in whose place Adam later keeps its first moment, and the
     second moment.
@@ -43,25 +43,33 @@ class Guard:
         adam_lr: a, the learning rate of the Adam to fall back on.
         first: r at the first step, > 1.
         most: The largest r. With the defaults a coordinate moves at most 0.1 per step.
+        rate: How fast the trust follows, > 0.
+        tolerance: By how much a step may go too far without loss of trust, as a share of the first slope, in [0, 1]:
+            0 demands the best length on the line, 1 only that the step has not climbed.
 
     Raises:
         ValueError: A number out of range.
 
     Source: our own, from these: fallback on a classical step whenever a learned one fails a test (Heaton et al. 2023,
-    safeguarded learned optimization; Premont-Schwarz et al. 2022, a simple guard for learned optimizers, whose tests
-    read the loss); a trust region that grows and shrinks with the agreement of prediction and outcome (Conn et al.
-    2000); step sizes that shrink when the slope changes its sign (Riedmiller & Braun 1993).
+    safeguarded learned optimization; Premont-Schwarz et al. 2022, a simple guard for learned optimizers; their tests
+    read the loss); step sizes that follow the hypergradient (Almeida et al. 1998; Baydin et al. 2018), here a bound.
     """
 
     adam_lr: float = 1e-3
     first: float = 10.0
     most: float = 100.0
+    rate: float = 0.15
+    tolerance: float = 0.15
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.adam_lr) and self.adam_lr > 0):
             raise ValueError(f"Guard: adam_lr must be finite and > 0, got {self.adam_lr}")
         if not (1 < self.first <= self.most < math.inf):
             raise ValueError(f"Guard: it must be 1 < first <= most, got first={self.first} and most={self.most}")
+        if not (0 < self.rate < math.inf and 0 <= self.tolerance <= 1):
+            raise ValueError(
+                f"Guard: it must be rate > 0 and 0 <= tolerance <= 1, got {self.rate} and {self.tolerance}"
+            )
 
     def init_state(self, params: Tensors) -> dict[str, Tensors]:
         """What the guard remembers of each parameter before the first step."""
@@ -115,11 +123,13 @@ class Guard:
         return result, {"trust": trust, **memory}
 
     def _trust(self, state: Tensors, after: Tensor) -> Tensor:
-        both = state["slope"].abs() + after.abs()
+        before, trust = state["slope"], state["trust"]
+        both = before.abs() + after.abs()
         known = both > 0
-        change = torch.where(known, (state["slope"] + after) / torch.where(known, both, torch.ones_like(both)), 0.0)
-        moved = (state["trust"] - math.log(2) * change).clamp(0.0, math.log(self.most))
-        return torch.where(state["trust"] > 0, moved, torch.zeros_like(moved))
+        allowed = torch.maximum(self.tolerance * before, before)  # a step uphill from its start is allowed nothing
+        too_far = (after + allowed) / torch.where(known, both, torch.ones_like(both))
+        moved = (trust - self.rate * torch.where(known, too_far, 0.0)).clamp(0.0, math.log(self.most))
+        return torch.where(trust > 0, moved, torch.zeros_like(moved))
 
     def config(self) -> dict[str, Any]:
         """Its numbers, as JSON values."""

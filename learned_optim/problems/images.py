@@ -11,24 +11,8 @@ from torch.nn import functional as F
 
 from learned_optim.data import IMAGE_SETS, ImageSet
 from learned_optim.problems.base import Problem, ProblemFamily
+from learned_optim.problems.networks import mlp
 from learned_optim.types import Minibatch, Tensors
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}
-
-
-def mlp(
-    hidden: tuple[int, ...] = (20,), activation: str = "sigmoid", *, inputs: int = 784, outputs: int = 10
-) -> nn.Module:
-    """A multilayer perceptron on flattened images with PyTorch's default initialisation.
-
-    The default is the 784-20-10 network of Andrychowicz et al. 2016, section 3.2.
-    """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"mlp: unknown activation {activation!r}; there are {sorted(ACTIVATIONS)}")
-    layers: list[nn.Module] = [nn.Flatten()]
-    for before, after in zip((inputs, *hidden[:-1]), hidden, strict=True):
-        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers, nn.Linear((inputs, *hidden)[-1], outputs))
 
 
 class ImageClassification(ProblemFamily):

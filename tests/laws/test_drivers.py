@@ -9,17 +9,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from learned_optim import LSTMOptimizer, LSTMRule, MetaSGD, RuleOptimizer, inner_loop, unroll
+from learned_optim import Guard, LSTMOptimizer, LSTMRule, MetaSGD, RuleOptimizer, inner_loop, unroll
 from tests.specs import OPTIMIZERS, RULES, seeded_rule, small_problem
 
 rules = pytest.mark.parametrize("name", RULES)
 optimizers = pytest.mark.parametrize("name", OPTIMIZERS)
 
+GUARD = Guard(adam_lr=0.02, first=1.5, most=3.0, rate=0.5)  # tight enough to bound and to hand over within four steps
 SETTINGS = {
     "plain": ({}, {}),
     "lr": ({"lr": 0.7}, {}),
     "weight_decay": ({"lr": 0.5, "weight_decay": 0.1}, {}),
     "maximize": ({"maximize": True}, {}),
+    "guard": ({"guard": GUARD}, {}),
+    "guard, large lr": ({"guard": GUARD, "lr": 30.0}, {"lr": 20.0}),
     "two groups": ({"lr": 0.5}, {"lr": 1.5, "weight_decay": 0.2}),
 }
 
