@@ -12,7 +12,7 @@ endif
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-distributed test-kill lint types clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,14 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# With 2 and 4 processes; part of make test.
+test-distributed: .venv/installed
+	$(BIN)/python -m pytest tests/distributed
+
+# Trainings killed at random times 20 times over; make test has a short version.
+test-kill: .venv/installed
+	$(BIN)/python -m tests.kill
 
 lint: .venv/installed
 	$(BIN)/ruff check .
