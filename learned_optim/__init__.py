@@ -9,6 +9,7 @@ from learned_optim.checkpoint import (
     read_record,
     save_checkpoint,
 )
+from learned_optim.data import data_root, write_atomically
 from learned_optim.guard import Guard
 from learned_optim.optimizers import LSTMOptimizer, MetaSGD
 from learned_optim.rule import Rule, apply_updates, bind
@@ -49,12 +50,14 @@ __all__ = [
     "apply_updates",
     "available_checkpoints",
     "bind",
+    "data_root",
     "detached",
     "load_checkpoint",
     "meta_loss",
     "read_record",
     "save_checkpoint",
     "unroll",
+    "write_atomically",
 ]
 
 if _find_spec("higher") is not None:

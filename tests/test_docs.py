@@ -58,6 +58,23 @@ def test_the_rule_of_the_docs_is_a_rule(tmp_path):
     assert learner.rule.log_step.grad != 0
 
 
+def test_the_example_of_optimizers_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "optimizers.md").read_text(), flags=re.DOTALL)
+    namespace = {}
+    exec(compile(block, "docs/optimizers.md", "exec"), namespace)
+    model, rule = namespace["model"], namespace["rule"]
+    assert {name: rule.route(name, p) for name, p in model.named_parameters()} == {
+        "0.weight": "conv",
+        "0.bias": "rest",
+        "2.weight": "rest",
+        "2.bias": "rest",
+    }
+    before = model[0].weight.detach().clone()
+    model(torch.ones(2, 1, 8, 8)).square().sum().backward()
+    namespace["optimizer"].step()
+    assert not torch.equal(model[0].weight, before)
+
+
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
