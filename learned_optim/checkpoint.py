@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 
 from learned_optim.data import write_atomically
@@ -26,10 +26,15 @@ DEFAULT_CHECKPOINT = "mnist-mlp"
 
 _BUNDLED = Path(__file__).parent / "checkpoints"
 _MAX_BYTES = 2**30
+_MAX_DEPTH = 100  # of modules in modules, so that no recursion over them comes near Python's limit
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be found, is damaged, or is not one of this package."""
+    """A checkpoint cannot be found, is damaged, or is not one of this package; the message is one line."""
+
+    def __init__(self, message: str) -> None:
+        line = message.partition("\n")[0]  # what a file says may be long, and torch adds traces to its reasons
+        super().__init__(line if len(line) <= 1000 else f"{line[:1000]} ...")
 
 
 def save_checkpoint(path: str | os.PathLike[str], rule: Rule, *, record: Mapping[str, Any] | None = None) -> None:
@@ -74,9 +79,20 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> Rule:
 
 
 def read_record(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The training record that was saved with a checkpoint."""
-    metadata, _ = _read(_resolve(name_or_path))
-    return dict(json.loads(metadata["record"]))
+    """The training record that was saved with a checkpoint.
+
+    Raises:
+        CheckpointError: As `load_checkpoint`, or the record is no JSON object.
+    """
+    path = _resolve(name_or_path)
+    metadata, _ = _read(path)
+    try:
+        record = json.loads(metadata["record"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its record is no JSON: {_reason(error)}") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: its record is no JSON object, but a {type(record).__name__}")
+    return record
 
 
 def available_checkpoints() -> list[str]:
@@ -95,7 +111,7 @@ def _resolve(name_or_path: str | os.PathLike[str]) -> Path:
         candidates = [path for path in _BUNDLED.glob("*@*.safetensors") if name_or_path in (path.stem, _plain(path))]
         return max(candidates, key=lambda path: int(path.stem.partition("@")[2]))
     path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # also of names that no file can have
         names = ", ".join(available_checkpoints())
         raise CheckpointError(f"no checkpoint {str(name_or_path)!r}: no such file, and the bundled names are: {names}")
     return path
@@ -113,8 +129,8 @@ def _read(path: Path) -> tuple[dict[str, str], Tensors]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}") from error
+    except Exception as error:  # safetensors takes sizes that torch refuses, in ways of its own
+        raise CheckpointError(f"{path} is damaged, or no safetensors file: {_reason(error)}") from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of learned_optim; save_checkpoint writes those")
     version = metadata.get("format_version", "")
@@ -135,9 +151,12 @@ def _build(path: Path, metadata: Mapping[str, str], tensors: Tensors) -> Rule:
     try:
         with torch.device("meta"):  # sizes only, so that nothing is allocated before they have been compared
             expected = Rule.rebuilt({"class": name, "config": json.loads(metadata["config"])})
+        depth = max(inner.count(".") for inner, _ in expected.named_modules())
+        needed = {key: tuple(value.shape) for key, value in expected.state_dict().items()}
     except Exception as error:  # a constructor, perhaps a user's, may raise anything on values that it does not expect
-        raise CheckpointError(f"{path}: no {name} can be made from its configuration: {error}") from error
-    needed = {key: tuple(value.shape) for key, value in expected.state_dict().items()}
+        raise CheckpointError(f"{path}: no {name} can be made from its configuration: {_reason(error)}") from error
+    if depth > _MAX_DEPTH:
+        raise CheckpointError(f"{path}: no {name} can be made from its configuration: it is nested too deeply")
     for key in needed | tensors:
         found = tuple(tensors[key].shape) if key in tensors else None
         if found != needed.get(key):
@@ -145,6 +164,10 @@ def _build(path: Path, metadata: Mapping[str, str], tensors: Tensors) -> Rule:
         if not tensors[key].is_floating_point():
             raise CheckpointError(f"{path}: tensor {key!r} is {tensors[key].dtype}, not of a floating-point type")
     return expected
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _hash(tensors: Tensors, metadata: Mapping[str, str]) -> str:

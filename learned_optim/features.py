@@ -49,15 +49,6 @@ def log_and_sign(grad: Tensor, *, p: float = 10.0) -> tuple[Tensor, Tensor]:
     return log, sign
 
 
-def count_steps(step: Tensor, grad: Tensor) -> Tensor:
-    """The step counter after a step: it starts to run with the first gradient that is not all zero.
-
-    Zero gradients before that leave every moment at zero, so that counting them would only spoil the bias correction;
-    torch.distributed.checkpoint takes such a step to create the state. ``step`` is 0-dimensional.
-    """
-    return step + ((step > 0) | (grad != 0).any()).to(step.dtype)
-
-
 def corrected_moments(
     grad: Tensor, m: Tensor, v: Tensor, step: Tensor, *, betas: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -69,7 +60,7 @@ def corrected_moments(
         grad: g, any shape.
         m: First moment, shape of g.
         v: Second moment, shape of g.
-        step: t, this step included, 0-dimensional. At t = 0 nothing has been seen and m^ = v^ = 0.
+        step: t, this step included, 0-dimensional.
         betas: b1 and b2 in [0, 1).
 
     Returns:
@@ -79,7 +70,7 @@ def corrected_moments(
     """
     m = betas[0] * m + (1 - betas[0]) * grad
     v = betas[1] * v + (1 - betas[1]) * grad.square()
-    t = step.clamp(min=1).to(m.dtype)  # the counter is float32, beta^t should not be
+    t = step.to(m.dtype)  # the counter is float32, beta^t should not be
     return m, v, m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
 
 
@@ -106,8 +97,7 @@ class Moments(Features):
 
     The state per coordinate is m and v, and the step counter per tensor.
 
-    Source: Lv et al. 2017 (RNNprop), section 4, beta = 0.95 for both moments. Deviation: `count_steps` does not count
-    steps before the first gradient that is not zero.
+    Source: Lv et al. 2017 (RNNprop), section 4, beta = 0.95 for both moments.
     """
 
     size = 2
@@ -120,7 +110,7 @@ class Moments(Features):
         return {"step": zeros.new_zeros((), dtype=torch.float32), "m": zeros, "v": zeros.clone()}
 
     def __call__(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
-        step = count_steps(state["step"], grad)
+        step = state["step"] + 1
         m, v, m_hat, v_hat = corrected_moments(grad, state["m"], state["v"], step, betas=self.betas)
         inputs = torch.stack((over_root(m_hat, v_hat), over_root(grad, v_hat)), dim=-1)
         return inputs, {"step": step, "m": m, "v": v}

@@ -119,6 +119,7 @@ class Guard:
         direction, memory = adam_direction(torch.where(trusted, 0.0, grad.to(state["m"].dtype)), mine)
         adams = self.adam_lr * _at_most_one(lr) * direction
         result = torch.where(trusted, own, adams)
+        memory["step"] = torch.where(trusted, state["step"], memory["step"])
         memory["m"] = torch.where(trusted, (lr * own).to(memory["m"].dtype), memory["m"])
         return result, {"trust": trust, **memory}
 

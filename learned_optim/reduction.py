@@ -71,12 +71,29 @@ def tensor_means(values: Tensors, params: Tensors) -> Tensors:
     }
 
 
+def anywhere(flags: Tensors) -> Tensors:
+    """Whether any coordinate of each tensor is marked, on all shards: 0-dimensional bool tensors.
+
+    Args:
+        flags: By parameter name, bool tensors.
+    """
+    return {name: count > 0 for name, count in totals({name: f.any().float() for name, f in flags.items()}).items()}
+
+
 def all_finite(tensors: Tensors) -> Tensor:
     """Whether all coordinates are finite, on all shards: a 0-dimensional bool tensor, without asking the host.
 
     Args:
         tensors: By parameter name, at least one.
     """
-    bad = totals({name: (~torch.isfinite(value)).any().float() for name, value in tensors.items()})
-    device = next(iter(bad.values())).device
-    return ~torch.stack([flag.to(device) > 0 for flag in bad.values()]).any()
+    return ~_any(anywhere({name: ~torch.isfinite(value) for name, value in tensors.items()}))
+
+
+def all_zero(tensors: Tensors) -> Tensor:
+    """Whether all coordinates are zero, likewise."""
+    return ~_any(anywhere({name: value != 0 for name, value in tensors.items()}))
+
+
+def _any(flags: Tensors) -> Tensor:
+    device = next(iter(flags.values())).device
+    return torch.stack([flag.to(device) for flag in flags.values()]).any()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -15,35 +17,48 @@ from torch.optim import Optimizer
 
 from learned_optim import entry
 from learned_optim.guard import Guard
-from learned_optim.reduction import all_finite, completing
+from learned_optim.reduction import all_finite, all_zero, completing
 from learned_optim.rule import Rule, apply_updates, oriented, overwrite
-from learned_optim.sharding import beside, completion, inside_partition, local
-from learned_optim.state_layout import begun, check_state, compare, coordinate_keys, plain, state_bytes
+from learned_optim.sharding import aligned, beside, completion, distributed_like, inside_partition, is_sharded, local
+from learned_optim.state_layout import begun, blank, check_state, compare, coordinate_keys, plain, state_bytes
 from learned_optim.types import RuleState, Scalar, Tensors
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 """What every torch optimizer takes: parameters, named parameters, or groups of either."""
 
-_SHARED = "shared."
-
-
-def split_entry(entry: Tensors) -> tuple[Tensors, Tensors]:
-    """A parameter's own state, and the network's, which lies beside that of the first parameter as with LBFGS."""
-    own = {key: value for key, value in entry.items() if not key.startswith(_SHARED)}
-    return own, {key.removeprefix(_SHARED): value for key, value in entry.items() if key not in own}
-
-
-def shared_entry(shared: Tensors) -> Tensors:
-    """The network's state under the keys that it has beside the first parameter's."""
-    return {_SHARED + key: value for key, value in shared.items()}
-
-
-_hinted: set[str] = set()
-
-
 _UNSUPPORTED = ("foreach", "fused", "capturable", "differentiable")
 _GIGABYTE = 2**30
 _told: set[tuple[str, str]] = set()
+
+
+def _only_begins(grads: Tensors, lr: Mapping[str, Scalar]) -> bool:
+    """Whether it is a step without rate and without gradient: torch.distributed.checkpoint takes one to create the
+    state, which shall be that of before the first step."""
+    if torch.compiler.is_compiling():  # a look at values would break the graph
+        return False
+    rates = lr.values()
+    return all((not isinstance(rate, Tensor) or rate.is_cpu) and rate == 0 for rate in rates) and bool(all_zero(grads))
+
+
+def _number(value: Scalar) -> Scalar:
+    """A tensor of one element without its dimensions."""
+    return value.reshape(()) if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def _no_autocast(params: Tensors) -> Iterator[None]:
+    """A step is the same inside of torch.autocast and outside."""
+    with ExitStack() as stack:
+        for kind in {p.device.type for p in params.values()}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def _is_rate(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not (value.is_meta or value.is_complex()) and 0 <= float(value) < math.inf
+    return isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max
 
 
 class RuleOptimizer(Optimizer):
@@ -87,7 +102,10 @@ class RuleOptimizer(Optimizer):
         self.guard = Guard() if guard is True else guard or None
         self._keys: dict[Tensor, str] = {}
         self._replicas: dict[torch.device, Rule] = {}
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "maximize": maximize})
+        self._places: dict[Tensor, tuple[torch.dtype, torch.device]] = {}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
+        self._check_options(defaults)  # before the parameters, as in torch
+        super().__init__(params, defaults)
         if self.rule.scope == "network" and inside_partition():
             raise TypeError(
                 f"{type(self).__name__}: {type(self.rule).__name__} looks at all parameters together, and "
@@ -109,8 +127,8 @@ class RuleOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            params = self._named(group)
-            self._adopt(params, named="param_names" in group)
+            seen = {key: p if is_sharded(p) else plain(p) for key, p in self._named(group).items()}
+            self._adopt(seen, named="param_names" in group)
         except Exception:  # whatever it was, the group is not taken in half
             self.param_groups.pop()
             raise
@@ -120,9 +138,11 @@ class RuleOptimizer(Optimizer):
         for option in ("lr", "weight_decay"):
             value = group[option]
             if isinstance(value, Tensor) and value.numel() != 1:
-                raise ValueError(f"{name}: {option} must be a number, got a tensor of shape {tuple(value.shape)}")
-            if not (isinstance(value, (int, float, Tensor)) and 0 <= float(value) < math.inf):
+                raise ValueError(f"{name}: Tensor {option} must be 1-element, got one of shape {tuple(value.shape)}")
+            if not _is_rate(value):
                 raise ValueError(f"{name}: {option} must be a finite number >= 0, got {value!r}")
+        if not isinstance(group["maximize"], bool):
+            raise ValueError(f"{name}: maximize must be True or False, got {group['maximize']!r}")
         for flag in _UNSUPPORTED:
             if group.get(flag):
                 raise ValueError(f"{name}: {flag}={group[flag]!r} is not supported; leave it out")
@@ -143,9 +163,9 @@ class RuleOptimizer(Optimizer):
         return named
 
     def _adopt(self, params: Tensors, *, named: bool) -> None:
-        """Takes in the parameters of a new group under the names that the rule shall see."""
+        """Takes in the parameters of the new group, as the rule shall see them and under its names for them."""
         self.rule.place(params)
-        self._keys.update((param, name) for name, param in params.items())
+        self._keys.update(zip(self.param_groups[-1]["params"], params, strict=True))
 
     def _once(self, topic: str, message: str) -> None:
         """Warns about a topic once for each class of optimizers."""
@@ -204,18 +224,22 @@ class RuleOptimizer(Optimizer):
         weight_decay: dict[str, Scalar] = {}
         for group in self.param_groups:
             present = {self._keys[p]: p for p in group["params"] if p.grad is not None}
-            self._refuse_sparse(present)
-            grads |= oriented({key: plain(p.grad) for key, p in present.items()}, maximize=group["maximize"])
+            self._refuse(present)
+            grads |= oriented(
+                {key: plain(aligned(p.grad, p)) for key, p in present.items()}, maximize=group["maximize"]
+            )
             owners |= present
-            lr |= dict.fromkeys(present, group["lr"])
-            weight_decay |= dict.fromkeys(present, group["weight_decay"])
+            lr |= dict.fromkeys(present, _number(group["lr"]))
+            weight_decay |= dict.fromkeys(present, _number(group["weight_decay"]))
         if owners:
-            with completing(completion(owners)):
+            with completing(completion(owners)), _no_autocast(owners):
                 self._step(owners, grads, lr, weight_decay)
         return loss
 
-    def _refuse_sparse(self, params: Tensors) -> None:
+    def _refuse(self, params: Tensors) -> None:
         for key, p in params.items():
+            if p.is_meta:
+                raise RuntimeError(f"{type(self).__name__}: parameter {key!r} is on the meta device and has no values")
             if p.grad is not None and p.grad.is_sparse:
                 raise RuntimeError(
                     f"{type(self).__name__}: the gradient of parameter {key!r} is sparse, which learned "
@@ -225,6 +249,8 @@ class RuleOptimizer(Optimizer):
     def _step(self, owners: Tensors, grads: Tensors, lr: dict[str, Scalar], weight_decay: dict[str, Scalar]) -> None:
         params = {key: plain(p) for key, p in owners.items()}
         state, memory = self._begun(owners, params)
+        if _only_begins(grads, lr):
+            return
         updates, finite = self._rule_step(grads, state, params)
         if self.guard is not None:
             updates, kept = self.guard(grads, updates, memory, lr=lr)
@@ -237,11 +263,11 @@ class RuleOptimizer(Optimizer):
         count += ~finite.to(count.device)
 
     def _first(self) -> Tensor:
-        first: Tensor = self.param_groups[0]["params"][0]
-        return first
+        return next(iter(self._keys))  # inside ZeroRedundancyOptimizer the first group may be empty
 
     def _begun(self, owners: Tensors, params: Tensors) -> tuple[RuleState, dict[str, Tensors]]:
         """The rule's state and the guard's memory of these parameters, begun where there is none."""
+        self._carry_along(owners)
         network = self.state[self._first()]
         fresh = {key: params[key] for key, p in owners.items() if not entry.of_parameter(self.state[p])}
         if fresh:
@@ -259,6 +285,19 @@ class RuleOptimizer(Optimizer):
         own = {key: entry.own(tensors) for key, tensors in entries.items()}
         memory = {key: entry.part(tensors, entry.GUARD) for key, tensors in entries.items()}
         return RuleState(own, entry.part(network, entry.SHARED)), memory
+
+    def _carry_along(self, owners: Tensors) -> None:
+        """Where parameters changed their dtype or device since their state began, as by ``model.to``, so does it."""
+        places = {p: (p.dtype, p.device) for p in owners.values()}
+        moved = [p for p, place in places.items() if self._places.setdefault(p, place) != place]
+        if not moved:
+            return
+        needed = blank(self.rule, self.guard, {key: p for p, key in self._keys.items()})
+        for p in moved:
+            own = needed.per_param[self._keys[p]] | entry.prefixed(needed.shared, entry.SHARED)
+            for key, value in self.state[p].items():
+                self.state[p][key] = value.to(p.device, own[key].dtype if key in own else value.dtype)
+            self._places[p] = places[p]
 
     def _rule_step(self, grads: Tensors, state: RuleState, params: Tensors) -> tuple[Tensors, Tensor]:
         """The rule's step, on each device those of its parameters."""
@@ -305,6 +344,8 @@ class RuleOptimizer(Optimizer):
     @property
     def skipped_steps(self) -> int:
         """How many steps were left out because a gradient or update was not finite. Reading it waits for the device."""
+        if not self._keys:  # ZeroRedundancyOptimizer may leave a process without parameters
+            return 0
         count = self.state.get(self._first(), {}).get(entry.SKIPPED)
         return 0 if count is None else int(count)
 
@@ -316,9 +357,16 @@ class RuleOptimizer(Optimizer):
                 f"{self.skipped_steps} steps were left out because gradients or updates were not finite "
                 "(optimizer.skipped_steps)",
             )
-        state_dict = super().state_dict()
-        state_dict["param_groups"][0] |= {"rule": self._rule_label(), "rule_tensors": dict(self.rule.state_dict())}
-        return state_dict
+
+        def complete(_: Optimizer, state_dict: dict[str, Any]) -> None:
+            state_dict["param_groups"][0] |= {"rule": self._rule_label(), "rule_tensors": dict(self.rule.state_dict())}
+
+        # Registered for this call only, so that the user's own hooks see the whole state.
+        handle = self.register_state_dict_post_hook(complete, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a saved state, exactly: parameters' states keep the dtypes in which they were saved.
@@ -327,6 +375,8 @@ class RuleOptimizer(Optimizer):
             ValueError: It is no state of such an optimizer, or one of a rule of another class or other sizes. Nothing
                 has been changed then.
         """
+        if not isinstance(state_dict, dict):
+            raise ValueError(f"{type(self).__name__}: not a state_dict, but a {type(state_dict).__name__}")
         seen: dict[str, Any] = {}
 
         def check(_: Optimizer, incoming: dict[str, Any]) -> None:
@@ -355,21 +405,31 @@ class RuleOptimizer(Optimizer):
         groups, state = state_dict.get("param_groups"), state_dict.get("state")
         if not (isinstance(groups, list) and isinstance(state, dict) and all(isinstance(g, dict) for g in groups)):
             raise ValueError(f"{name}: not a state_dict: it has no list 'param_groups' and dict 'state'")
-        label, tensors = (groups or [{}])[0].get("rule"), (groups or [{}])[0].get("rule_tensors")
+        # A rule without tensors may have lost their empty dict on the way.
+        label, tensors = (groups or [{}])[0].get("rule"), (groups or [{}])[0].get("rule_tensors", {})
         if not isinstance(label, str) or not isinstance(tensors, dict):
             raise ValueError(f"{name}: the state holds no rule; it is not a state_dict of such an optimizer")
         if label != self._rule_label():
-            raise ValueError(f"{name}: the state is of the rule {label}, but this optimizer has {self._rule_label()}")
+            raise ValueError(f"{name}: the state is of the rule {label!r}, but this optimizer has {self._rule_label()}")
         own = [len(group["params"]) for group in self.param_groups]
         sizes = [len(group["params"]) if isinstance(group.get("params"), list) else None for group in groups]
         if sizes != own:
             raise ValueError(f"{name}: the state has groups of {sizes} parameters, but this optimizer of {own}")
-        for group in groups:
-            self._check_options(self.defaults | group)
+        for i, group in enumerate(groups):
+            for option in ("lr", "weight_decay", "maximize"):
+                if option not in group:
+                    raise ValueError(f"{name}: group {i} of the state has no {option!r}")
+            self._check_options(group)
         params = {self._keys[p]: p for group in self.param_groups for p in group["params"]}
+        indices = [i for group in groups for i in group["params"]]
+        if len(params) < len(indices):  # torch lets a group hold a parameter twice, and warns
+            twice = [self._keys[p] for group in self.param_groups for p in group["params"]]
+            pairs = dict(zip(map(str, indices), twice, strict=True))
+            if len(pairs) == len(params) and [pairs[str(i)] for i in indices] == twice:
+                indices = [i for place, i in enumerate(indices) if i not in indices[:place]]
         try:
             compare("the rule", tensors, self.rule.state_dict())
-            check_state(self.rule, self.guard, params, [i for group in groups for i in group["params"]], state)
+            check_state(self.rule, self.guard, params, indices, state)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
@@ -379,10 +439,18 @@ class RuleOptimizer(Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         for index, p in zip(saved_ids, params, strict=True):
             if index in state_dict["state"]:
-                saved = state_dict["state"][index]
-                self.state[p] = {key: value.detach().to(p.device, copy=True) for key, value in saved.items()}
-        self.rule.load_state_dict(self.param_groups[0].pop("rule_tensors"))
+                self.state[p] = self._taken_over(p, state_dict["state"][index])
+        self._places = {}
+        own = self.rule.state_dict()
+        tensors = self.param_groups[0].pop("rule_tensors", {})
+        self.rule.load_state_dict({key: distributed_like(value, own[key]) for key, value in tensors.items()})
         self.param_groups[0].pop("rule")
+
+    def _taken_over(self, p: Tensor, saved: Tensors) -> Tensors:
+        # Where one process has saved it and the parameter is sharded now, each process takes its part.
+        spread = coordinate_keys(self.rule, self.guard, self._keys[p], p)
+        placed = {key: distributed_like(value, p) if key in spread else value for key, value in saved.items()}
+        return {key: value.detach().to(p.device, copy=True) for key, value in placed.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         # torch keeps the three items it knows of; copies and pickles need the rule and the names too.
@@ -391,6 +459,7 @@ class RuleOptimizer(Optimizer):
             "guard": self.guard,
             "_keys": self._keys,
             "_replicas": {},
+            "_places": self._places,
         }
 
 

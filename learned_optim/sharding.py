@@ -51,13 +51,22 @@ def beside(value: Tensor, param: Tensor) -> Tensor:
 
 
 def distributed_like(full: Tensor, param: Tensor) -> Tensor:
-    """``full``, the same on every process, laid out like ``param``."""
-    if not is_sharded(param):
+    """``full``, the same on every process, laid out like ``param``; it itself where it is spread already."""
+    if not is_sharded(param) or is_sharded(full):
         return full
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, Replicate
 
     like = cast(Any, param)
-    return distribute_tensor(full, like.device_mesh, like.placements)
+    # `distribute_tensor` knows fewer layouts than `redistribute`.
+    everywhere = DTensor.from_local(full, like.device_mesh, [Replicate()] * len(like.placements), run_check=True)
+    return cast(Tensor, everywhere.redistribute(placements=like.placements))
+
+
+def aligned(grad: Tensor, param: Tensor) -> Tensor:
+    """A gradient, laid out like its parameter: tensor parallelism may leave parts of it that are still to be summed."""
+    if not is_sharded(param) or cast(Any, grad).placements == cast(Any, param).placements:
+        return grad
+    return cast(Tensor, cast(Any, grad).redistribute(placements=cast(Any, param).placements))
 
 
 def completion(params: Tensors) -> Complete | None:
@@ -76,12 +85,13 @@ def completion(params: Tensors) -> Complete | None:
         result = dict(sums)
         for (mesh, placements), names in layouts.items():
             part = torch.cat([sums[name].flatten() for name in names])
-            parts = [Partial() if placement.is_shard() else Replicate() for placement in placements]
+            # Whatever is not replicated is sharded in some way; not every way answers to `is_shard`.
+            parts = [Replicate() if placement.is_replicate() else Partial() for placement in placements]
             total = DTensor.from_local(part, mesh, parts, run_check=False).full_tensor()
             start = 0
             for name in names:
                 end = start + sums[name].numel()
-                result[name], start = total[start:end].reshape(sums[name].shape), end
+                result[name], start = total[start:end].reshape(sums[name].shape).to(sums[name]), end
         return result
 
     return complete

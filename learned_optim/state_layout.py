@@ -68,13 +68,15 @@ def check_state(
     Raises:
         ValueError: What does not fit.
     """
+    if not all(isinstance(index, (int, str)) for index in indices):
+        raise ValueError(f"the groups must hold numbers or names of parameters, got {indices!r:.100}")
     if len(set(indices)) != len(indices) or set(state) - set(indices):
         raise ValueError(f"the state is of parameters {list(state)}, but its groups have {indices}")
     needed = blank(rule, guard, params)
     shared = entry.prefixed(needed.shared, entry.SHARED) | {entry.SKIPPED: torch.zeros((), dtype=torch.int64)}
     for place, (index, key) in enumerate(zip(indices, params, strict=True)):
         found = state.get(index, {})
-        if place == 0 and isinstance(found, dict):
+        if place == 0 and isinstance(found, dict) and all(isinstance(name, str) for name in found):
             own = entry.of_parameter(found)
             network = {name: value for name, value in found.items() if name not in own}
             if network:
@@ -90,8 +92,13 @@ def compare(whose: str, found: Any, needed: Tensors) -> None:
     Raises:
         ValueError: What differs.
     """
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"the state of {whose} must be a dict of tensors, got {found!r:.100}")
+    if not isinstance(found, dict):
+        raise ValueError(f"the state of {whose} must be a dict of tensors, got a {type(found).__name__}")
+    for key, value in found.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"the state of {whose} must be a dict of tensors, but {key!r} is a {type(value).__name__}")
+        if value.is_meta or value.layout is not torch.strided:
+            raise ValueError(f"{key!r} of {whose} must be an ordinary tensor, but is {value.layout} on {value.device}")
     for key in [*needed, *found]:
         theirs, ours = [
             f"{list(tensors[key].shape)} of {tensors[key].dtype}" if key in tensors else "missing"

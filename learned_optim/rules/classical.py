@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learned_optim.features import corrected_moments, count_steps, over_root
+from learned_optim.features import corrected_moments, over_root
 from learned_optim.rule import Rule
 from learned_optim.types import RuleState, Tensors
 
@@ -24,9 +24,9 @@ def adam_direction(
 ) -> tuple[Tensor, Tensors]:
     """-m^ / (sqrt(v^) + eps), and the new ``step``, ``m`` and ``v``; about 1 in size for a steady gradient.
 
-    Source: Kingma & Ba 2015, algorithm 1. Deviations: 0 with finite derivatives where v^ = 0; `count_steps`.
+    Source: Kingma & Ba 2015, algorithm 1. Deviation: 0 with finite derivatives where v^ = 0.
     """
-    step = count_steps(state["step"], grad)
+    step = state["step"] + 1
     m, v, m_hat, v_hat = corrected_moments(grad, state["m"], state["v"], step, betas=betas)
     return -over_root(m_hat, v_hat, eps=eps), {"step": step, "m": m, "v": v}
 
@@ -169,8 +169,7 @@ class RMSpropRule(_ClassicalRule):
 class AdamRule(_ClassicalRule):
     """u = -lr m^ / (sqrt(v^) + eps); see `adam_direction`.
 
-    Equals ``torch.optim.Adam(lr, betas, eps)``, except that the steps before a tensor's first gradient are not counted.
-    Its L2 penalty is left out, see `AdamWRule`.
+    Equals ``torch.optim.Adam(lr, betas, eps)``; its L2 penalty is left out, see `AdamWRule`.
 
     Args:
         lr: Learning rate.
@@ -199,7 +198,7 @@ class AdamRule(_ClassicalRule):
 class AdamWRule(AdamRule):
     """Adam with decoupled weight decay: u = -lr (m^ / (sqrt(v^) + eps) + weight_decay theta).
 
-    Equals ``torch.optim.AdamW(lr, betas, eps, weight_decay)``, with `AdamRule`'s exception.
+    Equals ``torch.optim.AdamW(lr, betas, eps, weight_decay)``.
 
     Args:
         lr: Learning rate.

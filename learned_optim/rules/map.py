@@ -47,11 +47,18 @@ class RuleMap(Rule):
                 raise ValueError(
                     f"RuleMap: assign[{name!r}] must hold patterns and numbers of dimensions, got {entries}"
                 )
+        self._routes: dict[tuple[str, int], str] = {}
         scopes = [rule.scope for rule in rules.values()]
         self.scope = max(scopes, key=("coordinate", "tensor", "network").index)
 
     def route(self, name: str, param: Tensor) -> str:
         """Which rule takes a parameter."""
+        place = (name, param.dim())
+        if place not in self._routes:  # patterns are compared once, out of the sight of torch.compile
+            self._routes[place] = self._match(name, param)
+        return self._routes[place]
+
+    def _match(self, name: str, param: Tensor) -> str:
         for key, entries in self.assign.items():
             for entry in entries:
                 if entry == param.dim() if isinstance(entry, int) else fnmatchcase(name, entry):

@@ -1,0 +1,1 @@
+"""Training that is killed again and again, and must come out as if nothing had happened: ``python -m tests.kill``."""
