@@ -20,8 +20,8 @@ REFUSED = "refused"
 REASONS = {
     "GPU": "Runs where there is a CUDA device.",
     "2 GPUs": "Runs where there are two CUDA devices.",
-    "tensorwise": "It looks at a tensor or network as a whole, or at the number of dimensions, so that a complex tensor "
-    "is not two real ones; `complex` checks that it is one of pairs.",
+    "tensorwise": "It looks at a tensor or network as a whole, or at the number of dimensions, so that a complex "
+    "tensor is not two real ones; `complex` checks that it is one of pairs.",
     "stateless": "Its rule remembers nothing of a parameter, so that there is nothing to keep.",
     "names": "States go between named parameters and between unnamed ones. From one to the other they are refused, "
     "because the rates belong to names.",
