@@ -83,8 +83,10 @@ class Rule(nn.Module, ABC):
         """A rule of the class and the sizes that `described` gave; its weights are still to be loaded.
 
         Raises:
-            KeyError: The class is not `known`: the module that defines it has not been imported.
+            ValueError: The class is not `known`: the module that defines it has not been imported.
         """
+        if description["class"] not in Rule.known:
+            raise ValueError(f"unknown class of rules {description['class']!r}; import it first")
         return Rule.known[description["class"]].from_config(description["config"])
 
     @classmethod

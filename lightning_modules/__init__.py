@@ -9,15 +9,24 @@ if TYPE_CHECKING:
     from lightning_modules.data import TaskBatches, TaskDataModule, TaskLoader
     from lightning_modules.learn_init import MAMLModule
     from lightning_modules.learn_optimizer import LearnedOptimizerModule
+    from lightning_modules.saving import AtomicCheckpointIO
 
 _HOME = {
+    "AtomicCheckpointIO": "saving",
     "LearnedOptimizerModule": "learn_optimizer",
     "MAMLModule": "learn_init",
     "TaskBatches": "data",
     "TaskDataModule": "data",
     "TaskLoader": "data",
 }
-__all__ = ["LearnedOptimizerModule", "MAMLModule", "TaskBatches", "TaskDataModule", "TaskLoader"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "LearnedOptimizerModule",
+    "MAMLModule",
+    "TaskBatches",
+    "TaskDataModule",
+    "TaskLoader",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ of the parameter's precision, at least float32.
 
 from __future__ import annotations
 
-import math
+import sys
 from abc import abstractmethod
 from typing import Any
 
@@ -40,9 +40,9 @@ class _ClassicalRule(Rule):
         super().__init__()
         for name, value in options.items():
             unit = name in ("momentum", "alpha", "betas")
-            numbers = value if isinstance(value, (tuple, list)) else (value,)
-            for number in numbers:
-                if not (isinstance(number, (int, float)) and 0 <= number < (1 if unit else math.inf)):
+            for number in value if name == "betas" else (value,):
+                fits = isinstance(number, (int, float)) and 0 <= number <= sys.float_info.max
+                if not fits or (unit and number >= 1):
                     bounds = "in [0, 1)" if unit else "a finite number >= 0"
                     raise ValueError(f"{type(self).__name__}: {name} must be {bounds}, got {value}")
         self.options = options
@@ -166,6 +166,12 @@ class RMSpropRule(_ClassicalRule):
         return -self.options["lr"] * over_root(grad, mean, eps=self.options["eps"]), {"square_avg": mean}
 
 
+def _two(betas: tuple[float, float]) -> tuple[float, float]:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+    return betas[0], betas[1]
+
+
 class AdamRule(_ClassicalRule):
     """u = -lr m^ / (sqrt(v^) + eps); see `adam_direction`.
 
@@ -182,10 +188,8 @@ class AdamRule(_ClassicalRule):
     Source: Kingma & Ba 2015, algorithm 1.
     """
 
-    def __init__(
-        self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), *, eps: float = 1e-8, **more: float
-    ) -> None:
-        super().__init__(lr=lr, betas=(betas[0], betas[1]), eps=eps, **more)
+    def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), *, eps: float = 1e-8) -> None:
+        super().__init__(lr=lr, betas=_two(betas), eps=eps)
 
     def _memory(self) -> dict[str, float]:
         return {"step": 0.0, "m": 0.0, "v": 0.0}
@@ -220,7 +224,7 @@ class AdamWRule(AdamRule):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__(lr, betas, eps=eps, weight_decay=weight_decay)
+        _ClassicalRule.__init__(self, lr=lr, betas=_two(betas), eps=eps, weight_decay=weight_decay)
 
     def _step(self, grad: Tensor, state: Tensors, param: Tensor) -> tuple[Tensor, Tensors]:
         update, new = super()._step(grad, state, param)

@@ -66,8 +66,10 @@ class LSTMRule(Rule):
         unknown = [name for name in self.features if name not in FEATURES]
         if unknown or not self.features:
             raise ValueError(f"LSTMRule: unknown features {unknown or features!r}; there are {sorted(FEATURES)}")
-        if hidden_size < 1 or num_layers < 1:
-            raise ValueError(f"LSTMRule: hidden_size and num_layers must be >= 1, got {hidden_size} and {num_layers}")
+        if hidden_size < 1 or not 1 <= num_layers <= 100:
+            raise ValueError(
+                f"LSTMRule: hidden_size must be >= 1 and num_layers from 1 to 100, got {hidden_size} and {num_layers}"
+            )
         if not (math.isfinite(output_scale) and output_scale > 0):
             raise ValueError(f"LSTMRule: output_scale must be finite and > 0, got {output_scale}")
         self.hidden_size = hidden_size

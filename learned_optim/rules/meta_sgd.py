@@ -37,6 +37,7 @@ class MetaSGDRule(Rule):
         self._low, self._high = _range(alpha)
         self.names: list[str] = []
         self.rates = nn.ParameterList()
+        self._drawn: set[str] = set()
         for name, param in params.items():
             self.add(name, param)
 
@@ -47,10 +48,11 @@ class MetaSGDRule(Rule):
 
     def add(self, name: str, param: Tensor) -> None:
         """Starts rates for one more parameter."""
-        if name in self.names:
+        if name in self._drawn:
             raise ValueError(f"MetaSGDRule: there are rates for {name!r} already")
         dtype = torch.promote_types(param.dtype, torch.float32)
         self.names.append(name)
+        self._drawn.add(name)
         # Drawn as a whole, so that the rates of a sharded parameter are those of an ordinary one.
         rate = torch.empty(param.shape, dtype=dtype, device=param.device).uniform_(self._low, self._high)
         self.rates.append(nn.Parameter(distributed_like(rate, param)))

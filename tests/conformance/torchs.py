@@ -694,7 +694,7 @@ def state_dict_pre_post_hook(info: OptimizerInfo) -> None:
 
 @check
 def load_state_dict_pre_hook_and_prepend(info: OptimizerInfo) -> None:
-    """Hooks before load_state_dict change what is loaded, in the order asked for."""
+    """Hooks before load_state_dict change what is loaded, in the order asked for, and before it is looked at."""
     for kwargs, problem in setups(info):
         optimizer = info.optim_cls(problem.params, **kwargs)
         saved = optimizer.state_dict()
@@ -707,6 +707,8 @@ def load_state_dict_pre_hook_and_prepend(info: OptimizerInfo) -> None:
         optimizer.register_load_state_dict_pre_hook(set_lr_in_a_copy)
         optimizer.load_state_dict(saved)
         assert optimizer.param_groups[0]["lr"] == 0.3
+        optimizer.register_load_state_dict_pre_hook(lambda _, state: state["inside"], prepend=True)
+        optimizer.load_state_dict({"inside": saved})
 
 
 @check

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from learned_optim import LSTMOptimizer, LSTMRule
 from learned_optim.problems import Quadratics
 from learned_optim.seeds import seeded
-from lightning_modules import LearnedOptimizerModule, MAMLModule, TaskDataModule, TaskLoader
+from lightning_modules import AtomicCheckpointIO, LearnedOptimizerModule, MAMLModule, TaskDataModule, TaskLoader
 from meta_init import Sinusoids, sine_mlp
 
 SAVE_EVERY = 2
@@ -93,6 +93,7 @@ def run(kind, folder, temporary, steps, connection):
         max_steps=steps,
         accelerator="cpu",
         logger=False,
+        plugins=[AtomicCheckpointIO()],
         callbacks=[saving, TellsOfItsFirstStep(connection)],
         enable_progress_bar=False,
         enable_model_summary=False,
