@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import math
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,17 +13,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from learned_optim import entry
+from learned_optim.devices import RuleOnDevices
+from learned_optim.group_options import check_options, number
 from learned_optim.guard import Guard
-from learned_optim.reduction import all_finite, all_zero, completing
+from learned_optim.reduction import all_zero, completing
 from learned_optim.rule import Rule, apply_updates, oriented, overwrite
 from learned_optim.sharding import aligned, beside, completion, distributed_like, inside_partition, is_sharded, local
-from learned_optim.state_layout import begun, blank, check_state, compare, coordinate_keys, plain, state_bytes
+from learned_optim.state_layout import begun, blank, check_state_dict, coordinate_keys, plain, state_bytes
 from learned_optim.types import RuleState, Scalar, Tensors
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 """What every torch optimizer takes: parameters, named parameters, or groups of either."""
 
-_UNSUPPORTED = ("foreach", "fused", "capturable", "differentiable")
 _GIGABYTE = 2**30
 _told: set[tuple[str, str]] = set()
 
@@ -40,11 +38,6 @@ def _only_begins(grads: Tensors, lr: Mapping[str, Scalar]) -> bool:
     return all((not isinstance(rate, Tensor) or rate.is_cpu) and rate == 0 for rate in rates) and bool(all_zero(grads))
 
 
-def _number(value: Scalar) -> Scalar:
-    """A tensor of one element without its dimensions."""
-    return value.reshape(()) if isinstance(value, Tensor) else value
-
-
 @contextmanager
 def _no_autocast(params: Tensors) -> Iterator[None]:
     """A step is the same inside of torch.autocast and outside."""
@@ -53,12 +46,6 @@ def _no_autocast(params: Tensors) -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
-
-
-def _is_rate(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return not (value.is_meta or value.is_complex()) and 0 <= float(value) < math.inf
-    return isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max
 
 
 class RuleOptimizer(Optimizer):
@@ -101,10 +88,10 @@ class RuleOptimizer(Optimizer):
         self.rule = rule
         self.guard = Guard() if guard is True else guard or None
         self._keys: dict[Tensor, str] = {}
-        self._replicas: dict[torch.device, Rule] = {}
+        self._devices = RuleOnDevices()
         self._places: dict[Tensor, tuple[torch.dtype, torch.device]] = {}
         defaults = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize}
-        self._check_options(defaults)  # before the parameters, as in torch
+        check_options(defaults, type(self).__name__)  # before the parameters, as in torch
         super().__init__(params, defaults)
         if self.rule.scope == "network" and inside_partition():
             raise TypeError(
@@ -123,7 +110,7 @@ class RuleOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in torch; a group may have its own ``lr``, ``weight_decay`` and ``maximize``."""
-        self._check_options(self.defaults | param_group)
+        check_options(self.defaults | param_group, type(self).__name__)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -132,20 +119,6 @@ class RuleOptimizer(Optimizer):
         except Exception:  # whatever it was, the group is not taken in half
             self.param_groups.pop()
             raise
-
-    def _check_options(self, group: Mapping[str, Any]) -> None:
-        name = type(self).__name__
-        for option in ("lr", "weight_decay"):
-            value = group[option]
-            if isinstance(value, Tensor) and value.numel() != 1:
-                raise ValueError(f"{name}: Tensor {option} must be 1-element, got one of shape {tuple(value.shape)}")
-            if not _is_rate(value):
-                raise ValueError(f"{name}: {option} must be a finite number >= 0, got {value!r}")
-        if not isinstance(group["maximize"], bool):
-            raise ValueError(f"{name}: maximize must be True or False, got {group['maximize']!r}")
-        for flag in _UNSUPPORTED:
-            if group.get(flag):
-                raise ValueError(f"{name}: {flag}={group[flag]!r} is not supported; leave it out")
 
     def _named(self, group: dict[str, Any]) -> Tensors:
         """The group's parameters by their names, or by their positions; every key is unique in the optimizer."""
@@ -229,8 +202,8 @@ class RuleOptimizer(Optimizer):
                 {key: plain(aligned(p.grad, p)) for key, p in present.items()}, maximize=group["maximize"]
             )
             owners |= present
-            lr |= dict.fromkeys(present, _number(group["lr"]))
-            weight_decay |= dict.fromkeys(present, _number(group["weight_decay"]))
+            lr |= dict.fromkeys(present, number(group["lr"]))
+            weight_decay |= dict.fromkeys(present, number(group["weight_decay"]))
         if owners:
             with completing(completion(owners)), _no_autocast(owners):
                 self._step(owners, grads, lr, weight_decay)
@@ -251,7 +224,7 @@ class RuleOptimizer(Optimizer):
         state, memory = self._begun(owners, params)
         if _only_begins(grads, lr):
             return
-        updates, finite = self._rule_step(grads, state, params)
+        updates, finite = self._devices.step_(self.rule, grads, state, params)
         if self.guard is not None:
             updates, kept = self.guard(grads, updates, memory, lr=lr)
             for key, tensors in kept.items():
@@ -298,46 +271,6 @@ class RuleOptimizer(Optimizer):
             for key, value in self.state[p].items():
                 self.state[p][key] = value.to(p.device, own[key].dtype if key in own else value.dtype)
             self._places[p] = places[p]
-
-    def _rule_step(self, grads: Tensors, state: RuleState, params: Tensors) -> tuple[Tensors, Tensor]:
-        """The rule's step, on each device those of its parameters."""
-        finite = all_finite(grads)
-        devices = list(dict.fromkeys(p.device for p in params.values()))
-        if len(devices) == 1:
-            self._follow(devices[0])
-            return self.rule.step_(grads, state, params, finite=finite)
-        if self.rule.scope == "network":
-            raise RuntimeError(
-                f"{type(self).__name__}: {type(self.rule).__name__} looks at all parameters together, so that they "
-                f"must be on one device; they are on {', '.join(map(str, devices))}"
-            )
-        updates: Tensors = {}
-        for device in devices:
-            here = {key: p for key, p in params.items() if p.device == device}
-            part = RuleState({key: state.per_param[key] for key in here}, state.shared)
-            its_updates, ok = self._replica(device).step_(
-                {key: grads[key] for key in here}, part, here, finite=finite.to(device)
-            )
-            updates |= its_updates
-            finite = finite & ok.to(finite.device)
-        return updates, finite
-
-    def _follow(self, device: torch.device) -> None:
-        weight = next(self.rule.parameters(), None)
-        if weight is not None and weight.device != device:
-            self.rule.to(device)
-
-    def _replica(self, device: torch.device) -> Rule:
-        """The rule with its present weights on another device."""
-        weights = list(self.rule.parameters())
-        if not weights or weights[0].device == device:
-            return self.rule
-        replica = self._replicas.get(device)
-        if replica is None or len(list(replica.parameters())) != len(weights):
-            replica = self._replicas[device] = copy.deepcopy(self.rule).to(device)
-        for own, weight in zip(replica.parameters(), weights, strict=True):
-            own.copy_(weight)
-        return replica
 
     # State
 
@@ -401,37 +334,12 @@ class RuleOptimizer(Optimizer):
         return json.dumps(self.rule.described() | guard)
 
     def _check_loadable(self, state_dict: Mapping[str, Any]) -> None:
-        name = type(self).__name__
-        groups, state = state_dict.get("param_groups"), state_dict.get("state")
-        if not (isinstance(groups, list) and isinstance(state, dict) and all(isinstance(g, dict) for g in groups)):
-            raise ValueError(f"{name}: not a state_dict: it has no list 'param_groups' and dict 'state'")
-        # A rule without tensors may have lost their empty dict on the way.
-        label, tensors = (groups or [{}])[0].get("rule"), (groups or [{}])[0].get("rule_tensors", {})
-        if not isinstance(label, str) or not isinstance(tensors, dict):
-            raise ValueError(f"{name}: the state holds no rule; it is not a state_dict of such an optimizer")
-        if label != self._rule_label():
-            raise ValueError(f"{name}: the state is of the rule {label!r}, but this optimizer has {self._rule_label()}")
-        own = [len(group["params"]) for group in self.param_groups]
-        sizes = [len(group["params"]) if isinstance(group.get("params"), list) else None for group in groups]
-        if sizes != own:
-            raise ValueError(f"{name}: the state has groups of {sizes} parameters, but this optimizer of {own}")
-        for i, group in enumerate(groups):
-            for option in ("lr", "weight_decay", "maximize"):
-                if option not in group:
-                    raise ValueError(f"{name}: group {i} of the state has no {option!r}")
-            self._check_options(group)
-        params = {self._keys[p]: p for group in self.param_groups for p in group["params"]}
-        indices = [i for group in groups for i in group["params"]]
-        if len(params) < len(indices):  # torch lets a group hold a parameter twice, and warns
-            twice = [self._keys[p] for group in self.param_groups for p in group["params"]]
-            pairs = dict(zip(map(str, indices), twice, strict=True))
-            if len(pairs) == len(params) and [pairs[str(i)] for i in indices] == twice:
-                indices = [i for place, i in enumerate(indices) if i not in indices[:place]]
+        groups = [[self._keys[p] for p in group["params"]] for group in self.param_groups]
+        params = {key: p for p, key in self._keys.items()}
         try:
-            compare("the rule", tensors, self.rule.state_dict())
-            check_state(self.rule, self.guard, params, indices, state)
+            check_state_dict(self.rule, self.guard, params, groups, state_dict, label=self._rule_label())
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{type(self).__name__}: {error}") from error
 
     def _restore(self, state_dict: Mapping[str, Any]) -> None:
         # torch has cast floating-point state to each parameter's dtype; take the saved values instead.
@@ -458,7 +366,7 @@ class RuleOptimizer(Optimizer):
             "rule": self.rule,
             "guard": self.guard,
             "_keys": self._keys,
-            "_replicas": {},
+            "_devices": RuleOnDevices(),
             "_places": self._places,
         }
 

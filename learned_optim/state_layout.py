@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from learned_optim import entry
+from learned_optim.group_options import OPTIONS, check_options
 from learned_optim.guard import Guard
 from learned_optim.rule import Rule
 from learned_optim.sharding import is_sharded, local
@@ -51,6 +52,57 @@ def state_bytes(rule: Rule, guard: Guard | None, params: Tensors) -> int:
     """The memory that the state of these parameters takes, in bytes."""
     tensors = [value for own in blank(rule, guard, params).per_param.values() for value in own.values()]
     return sum(value.numel() * value.element_size() for value in tensors)
+
+
+def check_state_dict(
+    rule: Rule,
+    guard: Guard | None,
+    params: Tensors,
+    groups: Sequence[Sequence[str]],
+    state_dict: Mapping[str, Any],
+    *,
+    label: str,
+) -> None:
+    """Refuses a saved ``state_dict`` that does not fit.
+
+    Args:
+        rule: The rule.
+        guard: The guard, if any.
+        params: All parameters by name, in order.
+        groups: The names of each group's parameters.
+        state_dict: With the rule's label and tensors in its first group.
+        label: What the label must be.
+
+    Raises:
+        ValueError: What does not fit.
+    """
+    saved, state = state_dict.get("param_groups"), state_dict.get("state")
+    if not (isinstance(saved, list) and isinstance(state, dict) and all(isinstance(group, dict) for group in saved)):
+        raise ValueError("not a state_dict: it has no list 'param_groups' and dict 'state'")
+    # A rule without tensors may have lost their empty dict on the way.
+    found, tensors = (saved or [{}])[0].get("rule"), (saved or [{}])[0].get("rule_tensors", {})
+    if not isinstance(found, str) or not isinstance(tensors, dict):
+        raise ValueError("the state holds no rule; it is not a state_dict of such an optimizer")
+    if found != label:
+        raise ValueError(f"the state is of the rule {found!r}, but this optimizer has {label}")
+    sizes = [len(group["params"]) if isinstance(group.get("params"), list) else None for group in saved]
+    if sizes != [len(names) for names in groups]:
+        raise ValueError(
+            f"the state has groups of {sizes} parameters, but this optimizer of {[len(g) for g in groups]}"
+        )
+    for i, group in enumerate(saved):
+        for option in OPTIONS:
+            if option not in group:
+                raise ValueError(f"group {i} of the state has no {option!r}")
+        check_options(group, f"group {i} of the state")
+    indices = [index for group in saved for index in group["params"]]
+    if len(params) < len(indices):  # torch lets a group hold a parameter twice, and warns
+        twice = [name for names in groups for name in names]
+        pairs = dict(zip(map(str, indices), twice, strict=True))
+        if len(pairs) == len(params) and [pairs[str(i)] for i in indices] == twice:
+            indices = [i for place, i in enumerate(indices) if i not in indices[:place]]
+    compare("the rule", tensors, rule.state_dict())
+    check_state(rule, guard, params, indices, state)
 
 
 def check_state(

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = ["learned_optim", "meta_init", "lightning_modules"]
 INSIDE = [
     "types", "entry", "seeds", "reduction", "rule", "sharding", "cells", "features", "rules", "guard", "unroll",
-    "sampled", "data", "checkpoint", "state_layout", "rule_optimizer", "optimizers", "higher_bridge", "problems",
-    "race",
+    "sampled", "data", "checkpoint", "group_options", "state_layout", "devices", "rule_optimizer", "optimizers",
+    "higher_bridge", "problems", "race",
 ]  # fmt: skip
 
 
