@@ -145,6 +145,14 @@ def markdown(record: dict[str, Any]) -> str:
     if family:
         with_guard, without = (sum(one["end"] for one in family[0][label]) for label in ("guarded", "without"))
         lines.append(f"On the training family the guard's final loss is {with_guard / without:.3f} times that without.")
+    means = {
+        entry["problem"]: [sum(one["end"] for one in entry[label]) for label in ("guarded", "without")]
+        for entry in record["rows"]
+        if entry["lr"] == 1
+    }
+    dearer = [f"{name} ({a / b:.2f})" for name, (a, b) in means.items() if a > 1.02 * b]
+    if dearer:
+        lines.append(f"With lr 1 the guard costs where the rule would have done better alone: {', '.join(dearer)}.")
     return "\n".join(lines) + "\n"
 
 
