@@ -126,8 +126,8 @@ class MetaSGD(RuleOptimizer):
         self._given = given is not None
         self._alpha = alpha
         self._complete = False
-        # Without given rates the first group creates the rule, in `_adopt`.
-        options = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "guard": guard}
+        options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "maximize": maximize, "guard": guard}
+        # Without given rates the rule is None until the first group creates it, in `_adopt`.
         super().__init__(params, given, **options)  # type: ignore[arg-type]
         if self._given and len(self._keys) != len(self._rates().names):
             unmatched = [name for name in self._rates().names if name not in self._keys.values()]

@@ -45,7 +45,7 @@ def needs_gpus(count: int) -> Callable[[Check], Check]:
     """Marks a check that runs only where there are so many CUDA devices, and says so in its cell everywhere."""
 
     def mark(function: Check) -> Check:
-        function.gpus = count  # type: ignore[attr-defined]
+        function.gpus = count  # type: ignore[attr-defined]  # functions may carry attributes, their type says nothing
         return function
 
     return mark
