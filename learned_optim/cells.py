@@ -35,3 +35,30 @@ def lstm_cell(x: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias: Ten
     i, f, g, o = gates.chunk(4, dim=-1)  # (..., H) each
     cell = f * cell + i * (2 * g - 1)
     return o * torch.tanh(cell), cell
+
+
+def parameter_cell(
+    hidden: Tensor, param: Tensor, grad: Tensor, gates: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of a cell whose state is a parameter and whose candidate is the negative gradient.
+
+    i', f' = sigmoid(W [h, theta, .] + b) with i and f in place of the dot, theta' = f' theta - i' g.
+
+    Args:
+        hidden: h, shape (..., H).
+        param: theta, shape (...).
+        grad: g, shape (...).
+        gates: i and f of the step before, shape (..., 2).
+        weight: W, shape (2, H + 2), a row for each gate.
+        bias: b, shape (2,).
+
+    Returns:
+        theta' - theta, shape (...), and the new gates, shape (..., 2).
+
+    Source: Ravi & Larochelle 2017, section 3.1.
+    """
+    x = torch.cat((hidden, param.unsqueeze(-1)), dim=-1)  # (..., H + 1)
+    logits = F.linear(x, weight[:, :-1], bias) + gates * weight[:, -1]  # (..., 2)
+    new = torch.sigmoid(logits)
+    # f' - 1 = -sigmoid(-a), which loses no digits where f' is near 1.
+    return -torch.sigmoid(-logits[..., 1]) * param - new[..., 0] * grad, new

@@ -1,4 +1,7 @@
-"""Rules in files: safetensors with the rule's class and sizes, its training record and a hash of its tensors."""
+"""Rules in files: safetensors with the rule's class and sizes, its training record and a hash of its tensors.
+
+A file may hold the state of a model beside the rule: the initialisation that was learned together with it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from learned_optim.data import write_atomically
 from learned_optim.rule import Rule
@@ -23,6 +27,9 @@ FORMAT = "learned_optim.rule"
 FORMAT_VERSION = 1
 DEFAULT_CHECKPOINT = "mnist-mlp"
 """The checkpoint that is loaded where none is named."""
+
+_MODEL = "model/"
+"""Begins the keys of the model's tensors; no name of a module has a slash."""
 
 _BUNDLED = Path(__file__).parent / "checkpoints"
 _MAX_BYTES = 2**30
@@ -37,18 +44,29 @@ class CheckpointError(ValueError):
         super().__init__(line if len(line) <= 1000 else f"{line[:1000]} ...")
 
 
-def save_checkpoint(path: str | os.PathLike[str], rule: Rule, *, record: Mapping[str, Any] | None = None) -> None:
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    rule: Rule,
+    *,
+    model: Mapping[str, Tensor] | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a rule to a file, atomically.
 
     Args:
         path: The file; conventionally ``NAME.safetensors``.
         rule: Any rule whose `config` holds JSON values.
+        model: The ``state_dict()`` of a model to keep with it; `read_model` returns it.
         record: How it was trained: any JSON values. `read_record` returns it.
 
     Raises:
         TypeError: ``record`` or the rule's configuration is not JSON.
     """
-    tensors = {name: whole(value.detach()).cpu().contiguous() for name, value in rule.state_dict().items()}
+    named = rule.state_dict() | {_MODEL + name: value for name, value in (model or {}).items()}
+    # Cloned, since safetensors refuses tensors that share memory, such as tied weights.
+    tensors = {
+        name: whole(value.detach()).cpu().clone(memory_format=torch.contiguous_format) for name, value in named.items()
+    }
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -71,6 +89,7 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> Rule:
     """
     path = _resolve(name_or_path)
     metadata, tensors = _read(path)
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(_MODEL)}
     rule = _build(path, metadata, tensors)
     rule.load_state_dict(tensors, assign=True)
     for parameter in rule.parameters():
@@ -93,6 +112,20 @@ def read_record(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: its record is no JSON object, but a {type(record).__name__}")
     return record
+
+
+def read_model(name_or_path: str | os.PathLike[str]) -> Tensors:
+    """The ``state_dict`` of the model that was saved with a checkpoint.
+
+    Raises:
+        CheckpointError: As `load_checkpoint`, or there is none.
+    """
+    path = _resolve(name_or_path)
+    _, tensors = _read(path)
+    model = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
+    if not model:
+        raise CheckpointError(f"{path} holds a rule, but no model that was learned with it")
+    return model
 
 
 def available_checkpoints() -> list[str]:

@@ -81,6 +81,16 @@ def over_root(numerator: Tensor, v: Tensor, *, eps: float = 1e-8) -> Tensor:
     return torch.where(seen, numerator / (root + eps), torch.zeros_like(numerator))
 
 
+def ever_seen(grad: Tensor, memory: Tensor) -> Tensor:
+    """Whether a coordinate has, or ever had, a gradient other than zero: a bool tensor of the shape of ``grad``.
+
+    Args:
+        grad: This step's gradient.
+        memory: Shape ``grad.shape + (H,)``, zero as long as the coordinate has not been seen.
+    """
+    return (grad != 0) | (memory != 0).any(dim=-1)
+
+
 class LogSign(Features):
     """`log_and_sign` of the gradient: two inputs, no state. Source: Andrychowicz et al. 2016."""
 

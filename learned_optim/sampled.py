@@ -61,12 +61,11 @@ class SampledUpdate:
         part_updates, part = self.rule(
             {name: self._pick(name, grad) for name, grad in grads.items()},
             RuleState({name: state.per_param[_beside(name)] for name in self.index}, state.shared),
-            {name: self._pick(name, params[name]) for name in grads},
+            {name: self._unweighted(name, self._pick(name, params[name])) for name in grads},
         )
         result = {}
         for name, value in updates.items():
-            weight = value.numel() / len(self.index[name])
-            graph = weight * (part_updates[name] - part_updates[name].detach())  # zero, with the gradient
+            graph = self._weight(name) * (part_updates[name] - part_updates[name].detach())  # zero, with the gradient
             result[name] = value.flatten().index_add(0, self.index[name], graph.flatten()).reshape(value.shape)
         # Counters belong to the whole tensor.
         counts = {
@@ -75,6 +74,13 @@ class SampledUpdate:
         }
         beside = {_beside(name): own | counts[name] for name, own in part.per_param.items()}
         return result, RuleState(new.per_param | beside, new.shared)
+
+    def _weight(self, name: str) -> float:
+        return self.shapes[name].numel() / len(self.index[name])
+
+    def _unweighted(self, name: str, value: Tensor) -> Tensor:
+        """Parameters for a rule that reads them: earlier updates are weighted, and shall not be weighted twice."""
+        return value.detach() + (value - value.detach()) / self._weight(name)
 
     def _pick(self, name: str, value: Tensor) -> Tensor:
         """The sampled coordinates of a tensor, in the shape (m, 1, ...) of its rank, by which a rule may route."""

@@ -84,6 +84,7 @@ class TaskDataModule(pl.LightningDataModule):
         meta_batch_size: Tasks per step.
         steps_per_epoch: Meta-batches per epoch.
         eval_tasks: Tasks for validation and for testing each.
+        eval_batch_size: How many of them at once; by default all.
         seed: Of all streams.
         workers: Processes that draw tasks.
 
@@ -100,6 +101,7 @@ class TaskDataModule(pl.LightningDataModule):
         meta_batch_size: int = 4,
         steps_per_epoch: int = 1000,
         eval_tasks: int = 100,
+        eval_batch_size: int | None = None,
         seed: int = 0,
         workers: int = 0,
     ) -> None:
@@ -108,6 +110,7 @@ class TaskDataModule(pl.LightningDataModule):
             "meta_batch_size": meta_batch_size,
             "steps_per_epoch": steps_per_epoch,
             "eval_tasks": eval_tasks,
+            "eval_batch_size": 1 if eval_batch_size is None else eval_batch_size,
         }.items():
             if count < 1:
                 raise ValueError(f"TaskDataModule: {name} must be >= 1, got {count}")
@@ -115,6 +118,11 @@ class TaskDataModule(pl.LightningDataModule):
         self.val_tasks = val_tasks or tasks
         self.test_tasks = test_tasks or self.val_tasks
         self.meta_batch_size, self.steps_per_epoch, self.eval_tasks = meta_batch_size, steps_per_epoch, eval_tasks
+        self.eval_batch_size = eval_batch_size or eval_tasks
+        if eval_tasks % self.eval_batch_size:
+            raise ValueError(
+                f"TaskDataModule: eval_batch_size must divide eval_tasks, got {eval_batch_size}, {eval_tasks}"
+            )
         self.seed, self.workers = seed, workers
 
     def train_dataloader(self) -> TaskLoader:
@@ -128,5 +136,5 @@ class TaskDataModule(pl.LightningDataModule):
         return self._evaluation(self.test_tasks, "test")
 
     def _evaluation(self, tasks: TaskSource, role: str) -> TaskLoader:
-        batches = TaskBatches(tasks, size=self.eval_tasks, seed=self.seed, role=role)
-        return TaskLoader(batches, 1, advance=False, workers=0)
+        batches = TaskBatches(tasks, size=self.eval_batch_size, seed=self.seed, role=role)
+        return TaskLoader(batches, self.eval_tasks // self.eval_batch_size, advance=False, workers=0)

@@ -17,6 +17,7 @@ from learned_optim.sampled import SampledUpdate
 from learned_optim.seeds import seeded
 from learned_optim.types import Minibatch, Update
 from lightning_modules.data import TaskLoader
+from lightning_modules.schedule import check_schedule, scheduled
 
 
 class _Windows(Dataset[int]):
@@ -99,8 +100,6 @@ class LearnedOptimizerModule(pl.LightningModule):
             raise ValueError(f"LearnedOptimizerModule: outer_lr must be a finite number >= 0, got {outer_lr}")
         if horizon % window:
             raise ValueError(f"LearnedOptimizerModule: window must divide horizon, got {window} and {horizon}")
-        if schedule not in ("constant", "cosine"):
-            raise ValueError(f"LearnedOptimizerModule: schedule must be 'constant' or 'cosine', got {schedule!r}")
         self.family = family or Quadratics()
         self.rule = rule or LSTMRule()
         self.horizon, self.window, self.instances = horizon, window, instances
@@ -109,7 +108,8 @@ class LearnedOptimizerModule(pl.LightningModule):
                 "LearnedOptimizerModule: coordinates needs first_order=True, where coordinates are independent"
             )
         self.coordinates = coordinates
-        self.outer_lr, self.schedule, self.first_order = outer_lr, schedule, first_order
+        self.outer_lr, self.first_order = outer_lr, first_order
+        self.schedule = check_schedule(schedule, "LearnedOptimizerModule")
         self.steps_per_epoch = steps_per_epoch
         self.val_instances, self.val_horizon = val_instances, val_horizon or horizon
         self.seed = seed
@@ -190,13 +190,7 @@ class LearnedOptimizerModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.outer_lr)
-        if self.schedule == "constant":
-            return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return scheduled(optimizer, self.schedule, self.trainer)
 
     def train_dataloader(self) -> TaskLoader:
         return TaskLoader(_Windows(), self.steps_per_epoch)

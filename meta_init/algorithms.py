@@ -1,20 +1,25 @@
 """The meta-learning algorithms, each a choice of slots of one `MetaLearner`.
 
-| algorithm | inner rule  | inner gradient | outer objective                     | learns         |
-|-----------|-------------|----------------|-------------------------------------|----------------|
-| MAML      | SGD         | exact          | query loss at theta_K               | theta_0        |
-| FOMAML    | SGD         | first order    | query loss at theta_K               | theta_0        |
-| Meta-SGD  | MetaSGD     | exact          | query loss at theta_K               | theta_0, alpha |
-| Reptile   | SGD         | first order    | gradient theta_0 - theta_K          | theta_0        |
+| algorithm         | inner rule      | inner gradient | outer objective                       | learns         |
+|-------------------|-----------------|----------------|---------------------------------------|----------------|
+| MAML              | SGD             | exact          | query loss at theta_K                 | theta_0        |
+| FOMAML            | SGD             | first order    | query loss at theta_K                 | theta_0        |
+| Meta-SGD          | MetaSGD         | exact          | query loss at theta_K                 | theta_0, alpha |
+| Reptile           | SGD             | first order    | gradient theta_0 - theta_K            | theta_0        |
+| ANIL              | SGD on the head | exact          | query loss at theta_K                 | theta_0        |
+| MAML++            | LSLR            | exact          | query losses at theta_1, ..., theta_K | theta_0, alpha |
+| Meta-learner LSTM | MetaLearnerLSTM | first order    | query loss at theta_K                 | theta_0, phi   |
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from learned_optim import MetaSGDRule, SGDRule, Tensors
+from learned_optim import LSLRRule, MetaLearnerLSTMRule, MetaSGDRule, SGDRule, Tensors
 from meta_init.learner import MetaLearner, trainable
 from meta_init.tasks import supervised_loss
 
@@ -105,10 +110,114 @@ def reptile(
     )
 
 
+def anil(
+    model: nn.Module,
+    *,
+    lr: float,
+    steps: int = 5,
+    head: str | Sequence[str] | None = None,
+    loss: Loss = supervised_loss,
+    first_order: bool = False,
+    strategy: str = "auto",
+) -> MetaLearner:
+    """Almost no inner loop: MAML whose inner steps move the head only; the body is learned across tasks.
+
+    Args:
+        model: Any module; it is held and trained in place.
+        lr: Inner step size.
+        steps: K, inner steps.
+        head: Patterns of the head's parameter names; by default those of the last module that has parameters.
+        loss: Of prediction and target. See `supervised_loss`.
+        first_order: Leaves out second derivatives.
+        strategy: See `MetaLearner`.
+
+    Raises:
+        ValueError: ``head`` matches no parameter, or see `MetaLearner`.
+
+    Source: Raghu et al. 2020, section 4.
+    """
+    if head is None:
+        module = list(trainable(model))[-1].rpartition(".")[0]
+        head = f"{module}.*" if module else "*"
+    return MetaLearner(
+        model, SGDRule(lr), loss=loss, steps=steps, first_order=first_order, adapts=head, strategy=strategy
+    )
+
+
+def maml_plus_plus(
+    model: nn.Module,
+    *,
+    lr: float,
+    steps: int = 5,
+    loss: Loss = supervised_loss,
+    first_order: bool = False,
+    strategy: str = "auto",
+) -> MetaLearner:
+    """MAML with learned rates per layer and step, and the query loss after every step.
+
+    The weights of the steps begin equal; ``learner.step_weights = None`` leaves the last step alone, and
+    ``learner.first_order`` may be switched at any time: `lightning_modules.MAMLModule` anneals both.
+
+    Args:
+        model: Any module; it is held and trained in place.
+        lr: First value of the rates.
+        steps: K, inner steps.
+        loss: Of prediction and target. See `supervised_loss`.
+        first_order: Leaves out second derivatives.
+        strategy: See `MetaLearner`.
+
+    Source: Antoniou et al. 2019, section 4. Deviation: batch norm uses the statistics of its batch and one scale and
+    shift for all steps, so BNRS and BNWB are left out.
+    """
+    rule = LSLRRule(trainable(model), lr, steps)
+    weights = [1 / steps] * steps
+    return MetaLearner(
+        model, rule, loss=loss, steps=steps, first_order=first_order, step_weights=weights, strategy=strategy
+    )
+
+
+def meta_learner_lstm(
+    model: nn.Module,
+    *,
+    lr: float | None = None,
+    steps: int = 5,
+    loss: Loss = supervised_loss,
+    first_order: bool = True,
+    strategy: str = "auto",
+) -> MetaLearner:
+    """The meta-learner LSTM: learns an initialisation together with the optimizer that leaves from it.
+
+    Memory grows with tasks, steps and 20 units per parameter of the model: take few tasks at once.
+
+    Args:
+        model: Any module; it is held and trained in place.
+        lr: Where the rule's rate starts, in (0, 1), as sigma(b_I); by default drawn as in the authors' code, near 0.01.
+        steps: K, inner steps (the authors' code: 12 for one example of each class, 5 for five).
+        loss: Of prediction and target. See `supervised_loss`.
+        first_order: Treats inner gradients as constants, as the paper does.
+        strategy: See `MetaLearner`.
+
+    Raises:
+        ValueError: ``lr`` is out of range.
+
+    Source: Ravi & Larochelle 2017; see `MetaLearnerLSTMRule`.
+    """
+    rule = MetaLearnerLSTMRule()
+    if lr is not None:
+        if not 0 < lr < 1:
+            raise ValueError(f"meta_learner_lstm: lr must be in (0, 1), got {lr}")
+        with torch.no_grad():
+            rule.gate_bias[0] = math.log(lr / (1 - lr))
+    return MetaLearner(model, rule, loss=loss, steps=steps, first_order=first_order, strategy=strategy)
+
+
 ALGORITHMS: dict[str, Callable[..., MetaLearner]] = {
     "maml": maml,
     "fomaml": fomaml,
     "meta_sgd": meta_sgd,
     "reptile": reptile,
+    "anil": anil,
+    "maml_plus_plus": maml_plus_plus,
+    "meta_learner_lstm": meta_learner_lstm,
 }
 """The algorithms by name."""

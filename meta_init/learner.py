@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from learned_optim import Rule, Tensors, Unrolled, unroll
+from learned_optim import Rule, RuleState, Tensors, Unrolled, meta_loss, unroll
 from meta_init.normalisation import differentiable_twice
 from meta_init.tasks import Batch, Inputs, Task, check_batch, count_tasks, supervised_loss
 
@@ -31,9 +32,20 @@ def query_objective(initial: Tensors, adapted: Tensors, query_loss: Tensor) -> T
     return query_loss
 
 
-def trainable(model: nn.Module) -> Tensors:
-    """The parameters that adapt: those that require a gradient, by name."""
-    return {name: param for name, param in model.named_parameters() if param.requires_grad}
+def trainable(model: nn.Module, adapts: str | Sequence[str] = "*") -> Tensors:
+    """The parameters that adapt, by name: those that require a gradient and match one of the patterns.
+
+    Raises:
+        ValueError: There is none.
+    """
+    patterns = [adapts] if isinstance(adapts, str) else list(adapts)
+    learned = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    if not learned:
+        raise ValueError("MetaLearner: the model has no parameter that requires a gradient, so nothing can adapt")
+    chosen: Tensors = {n: param for n, param in learned.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
+    if not chosen:
+        raise ValueError(f"MetaLearner: no parameter matches adapts={adapts!r}; there are {list(learned)}")
+    return chosen
 
 
 class Evaluation(NamedTuple):
@@ -90,7 +102,8 @@ class MetaLearner(nn.Module):
         loss, logs = learner.outer_loss(tasks)
         loss.backward()
 
-    Frozen parameters and buffers do not adapt. Batch and instance norm always use the statistics of the batch at hand,
+    Frozen parameters and buffers do not adapt, and parameters outside ``adapts`` are learned but stay the same for all
+    tasks. Batch and instance norm always use the statistics of the batch at hand,
     as the papers do, in training and evaluation mode, and running statistics are left alone; Dropout follows
     ``train()`` / ``eval()`` and draws anew for each task. Attention uses its mathematical form, which has second
     derivatives.
@@ -102,12 +115,17 @@ class MetaLearner(nn.Module):
         steps: K >= 1 inner steps.
         first_order: Treats inner gradients as constants.
         objective: What a task contributes to the outer loss.
+        adapts: Patterns of the names of the parameters that adapt, as in the shell: ``"head.*"`` for ANIL.
+        step_weights: K numbers w: the query loss becomes sum_k w_k L_query(theta_k), k = 1..K (multi-step loss). By
+            default it is that of theta_K alone.
         strategy: ``"vmap"``: all tasks at once; ``"loop"``: one after the other, for models that vmap cannot batch;
             ``"auto"``: a loop for recurrent layers, and on CPU for convolutions with more than 32 images per
             task (where it is faster), vmap otherwise. Lists of tasks of different sizes are always looped over.
 
     Raises:
-        ValueError: Nothing to adapt, ``steps`` below 1, or an unknown strategy.
+        ValueError: Nothing to adapt, ``steps`` below 1, weights of another number than K, or an unknown strategy.
+
+    Source: multi-step loss: Antoniou et al. 2019 (MAML++), section 4.
     """
 
     def __init__(
@@ -119,6 +137,8 @@ class MetaLearner(nn.Module):
         steps: int = 1,
         first_order: bool = False,
         objective: Objective = query_objective,
+        adapts: str | Sequence[str] = "*",
+        step_weights: Sequence[float] | None = None,
         strategy: str = "auto",
     ) -> None:
         super().__init__()
@@ -126,14 +146,17 @@ class MetaLearner(nn.Module):
             raise ValueError(f"MetaLearner: steps must be a whole number >= 1, got {steps!r}")
         if strategy not in STRATEGIES:
             raise ValueError(f"MetaLearner: unknown strategy {strategy!r}; there are {STRATEGIES}")
-        if not trainable(model):
-            raise ValueError("MetaLearner: the model has no parameter that requires a gradient, so nothing can adapt")
+        trainable(model, adapts)
+        if step_weights is not None and len(step_weights) != steps:
+            raise ValueError(f"MetaLearner: step_weights must hold {steps} numbers, one a step, got {step_weights}")
         self.model = model
         self.rule = rule
         self.loss = loss
         self.steps = steps
         self.first_order = first_order
         self.objective = objective
+        self.adapts = adapts
+        self.step_weights = step_weights
         self.strategy = strategy
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -154,8 +177,8 @@ class MetaLearner(nn.Module):
 
         Returns:
             The mean over tasks of the objective, and detached means over tasks: ``support_loss`` and
-            ``query_loss_before`` at theta_0, ``query_loss`` at theta_K, and there ``accuracy`` where targets are
-            labels.
+            ``query_loss_before`` at theta_0, ``query_loss`` at theta_K (or weighted), and at theta_K ``accuracy`` where
+            targets are labels.
 
         Raises:
             ValueError: Shapes that do not fit; the message names the part.
@@ -176,7 +199,7 @@ class MetaLearner(nn.Module):
         """
         check_batch(support, "support")
         with torch.no_grad(), _adaptable(self.model):
-            unrolled = self._unroll(trainable(self.model), support, _cloned(self.model), self._steps(steps))
+            unrolled = self._unroll(self._initial(), support, _cloned(self.model), self._steps(steps))
         return Adapted(self, {name: value.detach() for name, value in unrolled.params.items()}, unrolled.losses)
 
     def evaluate(self, tasks: Task | Sequence[Task], steps: int | None = None) -> Evaluation:
@@ -197,36 +220,47 @@ class MetaLearner(nn.Module):
 
     # One task
 
+    def _initial(self) -> Tensors:
+        return trainable(self.model, self.adapts)
+
     def _task_loss(self, task: Task, buffers: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
-        initial = trainable(self.model)
-        unrolled = self._unroll(initial, task.support, buffers, self.steps)
-        prediction = self.predict(unrolled.params, _copies(buffers), task.query.x)
-        query_loss = self.loss(prediction, task.query.y)
+        initial = self._initial()
+        state = self.rule.init_state(initial)
+        support_losses, query_losses = [], []
+        params = initial
+        # With weights the query is looked at after each step, else after all of them.
+        stages = [self.steps] if self.step_weights is None else [1] * self.steps
+        for steps in stages:
+            params, state, losses = self._unroll(params, task.support, buffers, steps, state)
+            support_losses.append(losses)
+            prediction = self.predict(params, _copies(buffers), task.query.x)
+            query_losses.append(self.loss(prediction, task.query.y))
+        query_loss = meta_loss(torch.stack(query_losses), self.step_weights)
         with torch.no_grad():
             before = self.loss(self.predict(initial, _copies(buffers), task.query.x), task.query.y)
-        logs = {"support_loss": unrolled.losses[0], "query_loss_before": before, "query_loss": query_loss}
-        return self.objective(initial, unrolled.params, query_loss), logs | _accuracy(prediction, task.query.y)
+        logs = {"support_loss": support_losses[0][0], "query_loss_before": before, "query_loss": query_loss}
+        return self.objective(initial, params, query_loss), logs | _accuracy(prediction, task.query.y)
 
     def _task_curve(self, task: Task, buffers: Tensors, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
-        params = trainable(self.model)
+        params = self._initial()
         state = self.rule.init_state(params)
         losses, logs = [], []
         for k in range(steps + 1):
             if k:
-                params, state, _ = unroll(
-                    self.rule, self._support_loss(task.support, buffers), params, state, steps=1, first_order=True
-                )
+                params, state, _ = self._unroll(params, task.support, buffers, 1, state)
             prediction = self.predict(params, _copies(buffers), task.query.x)
             losses.append(self.loss(prediction, task.query.y))
             logs.append(_accuracy(prediction, task.query.y))
         return torch.stack(losses), {name: torch.stack([log[name] for log in logs]) for name in logs[0]}
 
-    def _unroll(self, params: Tensors, support: Batch, buffers: Tensors, steps: int) -> Unrolled:
+    def _unroll(
+        self, params: Tensors, support: Batch, buffers: Tensors, steps: int, state: RuleState | None = None
+    ) -> Unrolled:
         return unroll(
             self.rule,
             self._support_loss(support, buffers),
             params,
-            self.rule.init_state(params),
+            self.rule.init_state(params) if state is None else state,
             steps=steps,
             first_order=self.first_order,
         )

@@ -66,10 +66,14 @@ class Sinusoids:
 
     def sample(self, count: int, generator: torch.Generator) -> Task:
         """Draws ``count`` tasks: x and y of shape (count, K, 1)."""
+        return self.sample_with_waves(count, generator)[0]
+
+    def sample_with_waves(self, count: int, generator: torch.Generator) -> tuple[Task, Waves]:
+        """The tasks of `sample`, and the waves that they are taken from."""
         waves = self.waves(count, generator)
         x = _uniform((-5.0, 5.0), (count, self.shots + self.queries, 1), generator)
         y, k = waves(x), self.shots
-        return Task(Batch(x[:, :k], y[:, :k]), Batch(x[:, k:], y[:, k:]))
+        return Task(Batch(x[:, :k], y[:, :k]), Batch(x[:, k:], y[:, k:])), waves
 
 
 def _uniform(bounds: tuple[float, float], shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

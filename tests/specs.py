@@ -13,8 +13,10 @@ from learned_optim import (
     AdagradRule,
     AdamRule,
     AdamWRule,
+    LSLRRule,
     LSTMOptimizer,
     LSTMRule,
+    MetaLearnerLSTMRule,
     MetaSGD,
     MetaSGDRule,
     MomentumRule,
@@ -61,6 +63,7 @@ RULES: dict[str, MakeRule] = {
     "sgd": lambda params: SGDRule(0.1),
     "meta_sgd": lambda params: MetaSGDRule(params, (0.05, 0.2)),
     "shared-state": lambda params: ClippedDescent(),
+    "lslr": lambda params: LSLRRule(params, 0.1, 3),
     "momentum": lambda params: MomentumRule(0.1),
     "nesterov": lambda params: MomentumRule(0.05, 0.8, nesterov=True),
     "adagrad": lambda params: AdagradRule(0.1),
@@ -73,6 +76,7 @@ RULES: dict[str, MakeRule] = {
     "map-by-rank": lambda params: RuleMap(
         {"matrices": LSTMRule(hidden_size=3), "rest": LSTMRule("moments", 2)}, {"matrices": 2, "rest": "*"}
     ),
+    "meta_learner_lstm": lambda params: MetaLearnerLSTMRule(3),
     "lstm": lstm(),
     "lstm-one-layer": lstm(num_layers=1),
     "lstm-moves-unseen": lstm(move_unseen=True),

@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from learned_optim import LSTMOptimizer, LSTMRule, MetaSGD, MetaSGDRule, RuleOptimizer, SGDRule, save_checkpoint, unroll
+from learned_optim import (
+    LSTMOptimizer,
+    LSTMRule,
+    MetaLearnerLSTMRule,
+    MetaSGD,
+    MetaSGDRule,
+    RuleOptimizer,
+    SGDRule,
+    save_checkpoint,
+    unroll,
+)
 from learned_optim.data import mnist, read_idx
 from learned_optim.problems import ImageClassification, mlp
 from meta_init import Batch, MetaLearner, Sinusoids, Task, maml, sine_mlp
@@ -128,6 +138,11 @@ CASES = {
     "sgd lr": (lambda: SGDRule(NAN), ValueError, "SGDRule: lr must be .* got nan"),
     "features": (lambda: LSTMRule("log"), ValueError, r"unknown features \['log'\].*log_sign"),
     "hidden size": (lambda: LSTMRule(hidden_size=0), ValueError, "hidden_size"),
+    "hidden size of the meta-learner": (
+        lambda: MetaLearnerLSTMRule(0),
+        ValueError,
+        "MetaLearnerLSTMRule: hidden_size must be >= 1, got 0",
+    ),
     "output scale": (lambda: LSTMRule(output_scale=0.0), ValueError, "output_scale must be"),
     "unroll steps": (
         lambda: unroll(SGDRule(0.1), loss, {"a": torch.ones(1)}, SGDRule(0.1).init_state({}), steps=-1),

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from learned_optim import LSTMOptimizer, LSTMRule, MetaSGD
 from learned_optim.problems import Quadratics
 from lightning_modules import LearnedOptimizerModule, MAMLModule, TaskBatches, TaskDataModule, TaskLoader
-from meta_init import ALGORITHMS, Batch, Sinusoids, Task, sine_mlp
+from meta_init import ALGORITHMS, Batch, MetaLearner, Sinusoids, Task, sine_mlp
 
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
 
@@ -84,9 +84,54 @@ def test_accuracy_is_logged_for_labels():
             return Task(Batch(x[:, :2], y[:, :2]), Batch(x[:, 2:], y[:, 2:]))
 
     module, run = MAMLModule(nn.Linear(4, 2), lr=0.1), trainer(3)
-    run.fit(module, datamodule=TaskDataModule(Blobs(), steps_per_epoch=3))
-    assert "train/accuracy" in run.callback_metrics
-    assert 0 <= run.callback_metrics["val/accuracy_before"] <= run.callback_metrics["val/accuracy"] <= 1
+    data = TaskDataModule(Blobs(), steps_per_epoch=3, eval_tasks=60, eval_batch_size=20)
+    run.fit(module, datamodule=data)
+    found = run.callback_metrics
+    assert "train/accuracy" in found
+    curves = torch.cat([module.learner.evaluate(tasks, 10).accuracies for tasks in data.val_dataloader()])
+    assert curves.shape == (60, 11)
+    assert_close(found["val/accuracy_before"], curves[:, 0].mean())
+    assert_close(found["val/accuracy"], curves[:, 10].mean())
+    assert_close(found["val/accuracy_interval"], 1.96 * curves[:, 10].std() / 60**0.5)
+
+
+def test_derivative_order_and_step_weights_are_annealed():
+    module = MAMLModule(sine_mlp(4), algorithm="maml_plus_plus", steps=2, first_order_epochs=1, multi_step_epochs=2)
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            seen.append((module.learner.first_order, module.learner.step_weights))
+
+    run = trainer(4)
+    run.callbacks.append(Watch())
+    run.fit(module, datamodule=TaskDataModule(Sinusoids(), steps_per_epoch=1, eval_tasks=2))
+    assert seen == [(True, [0.5, 0.5]), (False, [0.25, 0.75]), (False, None), (False, None)]
+
+
+def test_a_learner_of_your_own_is_trained():
+    learner = MetaLearner(sine_mlp(4), LSTMRule("moments", 2), steps=2)
+    module = MAMLModule(learner=learner)
+    before = [p.detach().clone() for p in learner.parameters()]
+    trainer(2).fit(module, datamodule=wave_data())
+    assert module.learner is learner
+    assert all(not torch.equal(p, q) for p, q in zip(learner.parameters(), before, strict=True))
+
+
+WRONG = {
+    "both": (lambda: MAMLModule(sine_mlp(), learner=MetaLearner(sine_mlp(), LSTMRule())), "a model or a learner"),
+    "count": (lambda: MAMLModule(first_order_epochs=-1), "first_order_epochs must be >= 0, got -1"),
+    "schedule": (lambda: MAMLModule(schedule="linear"), "MAMLModule: schedule must be 'constant' or 'cosine'"),
+    "no steps": (lambda: MAMLModule(learner=nn.Linear(2, 2), multi_step_epochs=1), "Linear has no inner steps"),
+    "batches": (lambda: TaskDataModule(Sinusoids(), eval_tasks=10, eval_batch_size=3), "must divide eval_tasks"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_are_told(case):
+    call, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 @pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`.*")

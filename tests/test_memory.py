@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from learned_optim import Guard, LSTMOptimizer, LSTMRule, MetaSGDRule, RuleOptimizer, SGDRule, rule_optimizer
+from learned_optim import (
+    Guard,
+    LSTMOptimizer,
+    LSTMRule,
+    MetaLearnerLSTMRule,
+    MetaSGDRule,
+    RuleOptimizer,
+    SGDRule,
+    rule_optimizer,
+)
 from learned_optim.rules.classical import AdagradRule, AdamRule, MomentumRule
 from learned_optim.state_layout import state_bytes
 
@@ -20,6 +29,7 @@ SETUPS = {
     "`LSTMRule`, log/sign, 2 x 20 units": (LSTMRule(), None),
     "`LSTMRule`, moments, 2 x 20 units": (LSTMRule("moments"), None),
     "`LSTMRule`, moments, 1 x 10 units": (LSTMRule("moments", 10, 1), None),
+    "`MetaLearnerLSTMRule`, 20 units": (MetaLearnerLSTMRule(), None),
     "any rule, for the guard besides": (SGDRule(0.1), Guard()),
 }
 

@@ -1,8 +1,10 @@
 """The rules: one file for each equation."""
 
 from learned_optim.rules.classical import AdagradRule, AdamRule, AdamWRule, MomentumRule, RMSpropRule
+from learned_optim.rules.lslr import LSLRRule
 from learned_optim.rules.lstm import LSTMRule
 from learned_optim.rules.map import RuleMap
+from learned_optim.rules.meta_learner_lstm import MetaLearnerLSTMRule
 from learned_optim.rules.meta_sgd import MetaSGDRule
 from learned_optim.rules.sgd import SGDRule
 
@@ -10,7 +12,9 @@ __all__ = [
     "AdagradRule",
     "AdamRule",
     "AdamWRule",
+    "LSLRRule",
     "LSTMRule",
+    "MetaLearnerLSTMRule",
     "MetaSGDRule",
     "MomentumRule",
     "RMSpropRule",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.cells import lstm_cell
-from learned_optim.features import FEATURES
+from learned_optim.features import FEATURES, ever_seen
 from learned_optim.rule import Rule
 from learned_optim.types import RuleState, Tensors
 
@@ -129,7 +129,7 @@ class LSTMRule(Rule):
             new |= remembered
         features = x = torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0]  # (..., F)
 
-        seen = None if self.move_unseen else (grad != 0) | (state["cell_0"] != 0).any(dim=-1)
+        seen = None if self.move_unseen else ever_seen(grad, state["cell_0"])
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x, cell = lstm_cell(x, state[f"hidden_{i}"], state[f"cell_{i}"], weight, bias)  # (..., H)
             if seen is not None:

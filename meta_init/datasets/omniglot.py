@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from learned_optim import data_root, write_atomically
+from learned_optim import data_root
+from meta_init.datasets.cache import cache_file, decoded_once
 from meta_init.datasets.classes import Classes
 
 _ARCHIVES = ("images_background", "images_evaluation")
@@ -49,37 +48,12 @@ def omniglot(
     """
     if size < 1:
         raise ValueError(f"omniglot: size must be >= 1, got {size}")
-    folder = Path(cache or os.environ.get("LEARNED_OPTIM_CACHE") or Path.home() / ".cache" / "learned_optim")
-    file = folder / f"omniglot-{size}.safetensors"
-    cached = _cached(file)
-    if cached is None:
-        names, x = _decoded(data_root(root) / "omniglot", size)
-        metadata = {"names": "\n".join(names), "sha256": _digest(names, x)}
-        write_atomically(file, save({"x": x}, metadata))
-    else:
-        names, x = cached
-    return Classes("Omniglot", x, names, [_DRAWERS] * len(names))
+    file = cache_file(cache, f"omniglot-{size}")
+    return decoded_once(file, lambda: _decoded(data_root(root) / "omniglot", size), name="Omniglot")
 
 
-def _cached(file: Path) -> tuple[list[str], Tensor] | None:
-    """The content of a whole cache file; a damaged one is made again."""
-    try:
-        with safe_open(file, framework="pt") as content:
-            metadata, x = content.metadata() or {}, content.get_tensor("x")
-    except (OSError, SafetensorError):
-        return None
-    names = metadata.get("names", "").split("\n")
-    return (names, x) if metadata.get("sha256") == _digest(names, x) else None
-
-
-def _digest(names: list[str], x: Tensor) -> str:
-    digest = hashlib.sha256("\n".join([*names, str(tuple(x.shape))]).encode())
-    digest.update(x.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _decoded(folder: Path, size: int) -> tuple[list[str], Tensor]:
-    """Names of the classes and all images, (N, size, size), verified before they are scaled."""
+def _decoded(folder: Path, size: int) -> tuple[dict[str, int], Tensor]:
+    """The classes and all images, (N, size, size), verified before they are scaled."""
     from PIL import Image, UnidentifiedImageError
 
     pictures = dict(sorted(_pictures(folder)))
@@ -99,8 +73,8 @@ def _decoded(folder: Path, size: int) -> tuple[list[str], Tensor]:
         images.append(numpy.asarray(ink.resize((size, size), Image.Resampling.LANCZOS)))
     if verified.hexdigest() != _SHA256:
         raise ValueError(f"Omniglot in {folder} is not the published one: a picture differs; fetch it again")
-    names = list(dict.fromkeys(name.rpartition("/")[0] for name in pictures))
-    return names, torch.from_numpy(numpy.stack(images))
+    counts = dict.fromkeys((name.rpartition("/")[0] for name in pictures), _DRAWERS)
+    return counts, torch.from_numpy(numpy.stack(images))
 
 
 def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:

@@ -97,13 +97,36 @@ def test_first_order_agrees_and_keeps_the_gradient_of_phi(name):
 
 @rules
 def test_first_order_meta_gradient_is_the_gradient_at_the_end(name):
-    """d L(theta_K) / d theta_0 with constant updates; only AdamW's decay reads theta."""
+    """d L(theta_K) / d theta_0 with constant updates; AdamW's decay and the meta-learner LSTM's gates read theta."""
     problem = small_problem()
     rule = seeded_rule(name, problem.params)
     params, meta = run_unroll(rule, problem, {}, {}, steps=3, first_order=True)
     kept = (1 - 0.05 * 0.1) ** 3 if name == "adamw" else 1.0
     at_end = torch.func.grad(problem.loss)(params)
+    if name == "meta_learner_lstm":
+        at_end = through_constant_gradients(rule, problem, at_end, steps=3)
     assert_close(meta[: len(params)], tuple(kept * grad for grad in at_end.values()))
+
+
+def through_constant_gradients(rule, problem, at_end, steps):
+    """A gradient at theta_K carried back to theta_0 through the rule alone, fed with the gradients of the real run."""
+    recorded = []
+
+    def recording(grads, state, params):
+        recorded.append({key: grad.detach() for key, grad in grads.items()})
+        return rule(grads, state, params)
+
+    unroll(recording, problem.loss, problem.params, rule.init_state(problem.params), steps=steps)
+
+    def end(params):
+        state = rule.init_state(params)
+        for grads in recorded:
+            updates, state = rule(grads, state, params)
+            params = {key: theta + updates[key] for key, theta in params.items()}
+        return params
+
+    (at_start,) = torch.func.vjp(end, problem.params)[1](at_end)
+    return at_start
 
 
 def test_higher_with_plain_context_override_and_subclass():

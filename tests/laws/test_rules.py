@@ -65,8 +65,8 @@ def test_locality(name):
     """A coordinatewise rule commutes with permuting and splitting a tensor."""
     rule, *_ = trajectory(name, 0)
     if rule.scope != "coordinate":
-        # Rates belong to places, a network's mean to the network, and a map routes whole tensors.
-        assert name in ("meta_sgd", "shared-state", "map")
+        # Rates belong to places or tensors, a network's mean to the network, and a map routes whole tensors.
+        assert name in ("meta_sgd", "lslr", "shared-state", "map")
         return
     grads = torch.randn(4, 10, dtype=torch.float64)
     order = torch.randperm(10)
@@ -310,7 +310,7 @@ def test_features_have_finite_derivatives_at_zero(name):
     assert bool(torch.isfinite(values).all())
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if name not in ("meta_sgd", "shared-state", "map")])
+@pytest.mark.parametrize("name", [name for name in RULES if name not in ("meta_sgd", "lslr", "shared-state", "map")])
 def test_sampling_all_coordinates_is_the_plain_first_order_meta_gradient(name):
     problem = small_problem()
     rule = seeded_rule(name, problem.params)

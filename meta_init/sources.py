@@ -1,0 +1,75 @@
+"""The episodes of the published experiments, by name and part: what a configuration file can ask for."""
+
+from __future__ import annotations
+
+import os
+
+from meta_init.datasets import Classes, mini_imagenet, omniglot, split_classes
+from meta_init.episodes import Episodes
+
+OMNIGLOT_PARTS = {"train": 1100, "val": 100, "test": 423}
+"""Characters to train, select and test on, as in the released code of MAML."""
+
+
+def omniglot_classes(
+    part: str, *, root: str | os.PathLike[str] | None = None, split_seed: int = 0, size: int = 28
+) -> Classes:
+    """The characters of one part: 1,100 to train, 100 to validate and 423 to test on, drawn under ``split_seed``.
+
+    Raises:
+        ValueError: There is no such part.
+        FileNotFoundError: See `omniglot`.
+
+    Source: Finn et al. 2017, released code; the paper has 1,200 to train on.
+    """
+    if part not in OMNIGLOT_PARTS:
+        raise ValueError(f"omniglot_classes: unknown part {part!r}; there are {list(OMNIGLOT_PARTS)}")
+    return split_classes(omniglot(root, size=size), OMNIGLOT_PARTS, seed=split_seed)[part]
+
+
+def omniglot_episodes(
+    part: str = "train",
+    *,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int | None = None,
+    rotations: str = "view",
+    root: str | os.PathLike[str] | None = None,
+    split_seed: int = 0,
+) -> Episodes:
+    """N-way K-shot tasks of Omniglot's characters.
+
+    Args:
+        part: ``"train"``, ``"val"`` or ``"test"``; see `omniglot_classes`.
+        ways: N.
+        shots: K.
+        queries: Of each class; by default K.
+        rotations: See `Episodes`; by default each class of a task is turned at random, as in the released code of MAML.
+        root: Where the data is; see `learned_optim.data_root`.
+        split_seed: Of the division of the characters.
+    """
+    classes = omniglot_classes(part, root=root, split_seed=split_seed)
+    return Episodes(classes, ways=ways, shots=shots, queries=queries, rotations=rotations)
+
+
+def mini_imagenet_episodes(
+    part: str = "train",
+    *,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    root: str | os.PathLike[str] | None = None,
+) -> Episodes:
+    """N-way K-shot tasks of mini-ImageNet, with 15 query images of each class as in the released code of MAML.
+
+    Args:
+        part: ``"train"``, ``"val"`` or ``"test"``: 64, 16 and 20 classes.
+        ways: N.
+        shots: K.
+        queries: Of each class.
+        root: Where the data is; see `learned_optim.data_root`.
+    """
+    parts = mini_imagenet(root)
+    if part not in parts:
+        raise ValueError(f"mini_imagenet_episodes: unknown part {part!r}; there are {list(parts)}")
+    return Episodes(parts[part], ways=ways, shots=shots, queries=queries)
