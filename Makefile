@@ -12,7 +12,7 @@ endif
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: demo test test-distributed test-kill lint types clean
+.PHONY: demo test test-distributed test-kill test-torchmeta lint types clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -35,6 +35,17 @@ test-distributed: .venv/installed
 test-kill: .venv/installed
 	$(BIN)/python -m tests.kill
 
+# The real torchmeta, without its dependencies because it asks for a torch below 1.10; in an environment of its own.
+.venv-torchmeta/installed: tests/torchmeta/requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv-torchmeta
+	.venv-torchmeta/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	.venv-torchmeta/bin/python -m pip install --quiet --requirement tests/torchmeta/requirements.txt
+	.venv-torchmeta/bin/python -m pip install --quiet --no-deps torchmeta==1.8.0
+	touch $@
+
+test-torchmeta: .venv-torchmeta/installed
+	.venv-torchmeta/bin/python -m pytest tests/torchmeta
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +54,4 @@ types: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build demo *.egg-info
+	rm -rf .venv .venv-torchmeta build demo *.egg-info

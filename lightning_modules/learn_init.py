@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_modules.data import TaskDataModule
 from lightning_modules.schedule import check_schedule, scheduled
-from meta_init import ALGORITHMS, MetaLearner, Sinusoids, Task, sine_mlp, supervised_loss
+from meta_init import ALGORITHMS, MetaLearner, Sinusoids, Task, as_tasks, sine_mlp, supervised_loss
 
 _INTERVAL = 1.96
 """Standard errors on each side of a mean for 95 %."""
@@ -121,20 +121,21 @@ class MAMLModule(pl.LightningModule):
             equal = (1 - done) / self.learner.steps
             self.learner.step_weights = [equal] * (self.learner.steps - 1) + [equal + done] if done < 1 else None
 
-    def training_step(self, batch: Task, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        tasks = as_tasks(batch)
         loss: Tensor
-        loss, logs = self.learner.outer_loss(batch)
+        loss, logs = self.learner.outer_loss(tasks)
         names = {"query_loss": "loss", "query_loss_before": "loss_before"}
         values = {f"train/{names.get(name, name)}": value for name, value in logs.items()}
         shown = {name: value for name, value in values.items() if name in ("train/loss", "train/accuracy")}
-        self.log_dict(shown, prog_bar=True, batch_size=_count(batch))
-        self.log_dict({name: values[name] for name in values.keys() - shown.keys()}, batch_size=_count(batch))
+        self.log_dict(shown, prog_bar=True, batch_size=_count(tasks))
+        self.log_dict({name: values[name] for name in values.keys() - shown.keys()}, batch_size=_count(tasks))
         return loss
 
     # Validate and test: means over all tasks, however they come in batches
 
-    def _evaluate(self, batch: Task) -> None:
-        evaluation = self.learner.evaluate(batch, self.eval_steps)
+    def _evaluate(self, batch: Any) -> None:
+        evaluation = self.learner.evaluate(as_tasks(batch), self.eval_steps)
         for name, curve in {"loss": evaluation.losses, "accuracy": evaluation.accuracies}.items():
             if curve is not None:
                 self._curves.setdefault(name, []).append(curve[:, [0, -1]])
@@ -151,10 +152,10 @@ class MAMLModule(pl.LightningModule):
                 self.log(f"{role}/{name}_interval", _INTERVAL * after.std() / len(after) ** 0.5)
         self._curves = {}
 
-    def validation_step(self, batch: Task, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate(batch)
 
-    def test_step(self, batch: Task, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -168,5 +169,5 @@ class MAMLModule(pl.LightningModule):
         return scheduled(optimizer, self.schedule, self.trainer)
 
 
-def _count(tasks: Task) -> int:
+def _count(tasks: Task | Sequence[Task]) -> int:
     return tasks.support.y.shape[0] if isinstance(tasks, Task) else len(tasks)

@@ -17,7 +17,7 @@ from meta_init.models import few_shot_conv, few_shot_mlp, sine_mlp
 from meta_init.saving import load_initialisation, load_learner, save_learner
 from meta_init.sinusoids import Sinusoids
 from meta_init.sources import mini_imagenet_episodes, omniglot_classes, omniglot_episodes
-from meta_init.tasks import Batch, Task, TaskSource, supervised_loss
+from meta_init.tasks import Batch, Task, TaskSource, as_tasks, supervised_loss
 
 __all__ = [
     "ALGORITHMS",
@@ -31,6 +31,7 @@ __all__ = [
     "Task",
     "TaskSource",
     "anil",
+    "as_tasks",
     "class_folders",
     "few_shot_conv",
     "few_shot_mlp",

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from learned_optim import Rule, RuleState, Tensors, Unrolled, meta_loss, unroll
 from meta_init.normalisation import differentiable_twice
-from meta_init.tasks import Batch, Inputs, Task, check_batch, count_tasks, supervised_loss
+from meta_init.tasks import Batch, Inputs, Task, as_tasks, check_batch, count_tasks, supervised_loss
 
 Objective = Callable[[Tensors, Tensors, Tensor], Tensor]
 """``objective(theta_0, theta_K, query_loss)``: what one task contributes to the outer loss."""
@@ -280,6 +280,7 @@ class MetaLearner(nn.Module):
     def _over_tasks(
         self, one: Callable[[Task, Tensors], tuple[Tensor, dict[str, Tensor]]], tasks: Task | Sequence[Task]
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        tasks = as_tasks(tasks)
         count = count_tasks(tasks)
         with _adaptable(self.model):
             if isinstance(tasks, Task) and self._batches(tasks):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 Inputs: TypeAlias = Any
 """A tensor, or a tuple or dict of tensors, as the model takes them: one argument, positional or keyword arguments."""
@@ -63,6 +63,57 @@ def supervised_loss(prediction: Tensor, target: Tensor) -> Tensor:
         )
     # Written out because F.mse_loss has no forward-over-reverse derivative.
     return (prediction - target).square().mean()
+
+
+_PARTS = (("train", "test"), ("support", "query"))
+"""What torchmeta's splitters call support and query set."""
+
+
+def as_tasks(batch: Any) -> Task | Sequence[Task]:
+    """What a loader yields, as tasks: torchmeta's dicts become a `Task`, everything else is handed back as it is.
+
+    Args:
+        batch: ``{"train": (x, y), "test": (x, y)}`` or ``{"support": (x, y), "query": (x, y)}``, each pair stacked
+            along a first axis T, as torchmeta's BatchMetaDataLoader yields it; or a `Task` or a list of them.
+
+    Returns:
+        Tasks, float64 (NumPy's default, which torchmeta's toy problems have) in torch's default dtype.
+
+    Raises:
+        ValueError: A dict with other keys.
+        TypeError: A part is no pair of inputs and targets, or holds what is no tensor.
+
+    >>> x = torch.zeros(4, 10, 1, dtype=torch.float64)
+    >>> as_tasks({"train": (x, x), "test": (x, x)}).query.x.dtype
+    torch.float32
+    """
+    if not isinstance(batch, Mapping):
+        return batch  # type: ignore[no-any-return]  # count_tasks says what is wrong with it
+    for names in _PARTS:
+        if set(batch) == set(names):
+            return Task(*(_pair(batch[name], f"batch[{name!r}]") for name in names))
+    raise ValueError(
+        f"a batch of tasks must have the keys 'train' and 'test', or 'support' and 'query', got {list(batch)}"
+    )
+
+
+def _pair(part: Any, name: str) -> Batch:
+    if not isinstance(part, (tuple, list)) or len(part) != 2:
+        raise TypeError(f"{name} must be a pair of inputs and targets, got a {type(part).__name__}")
+    for what, value in zip(("inputs", "targets"), part, strict=True):
+        odd = [leaf for leaf in tree_leaves(value) if not isinstance(leaf, Tensor)]
+        if odd:
+            raise TypeError(
+                f"{name}: its {what} must be tensors, but hold {odd[0]!r:.60}; labels are made numbers by a transform, "
+                f"in torchmeta target_transform=Categorical(ways)"
+            )
+    if not isinstance(part[1], Tensor):
+        raise TypeError(f"{name}: its targets must be one tensor, got a {type(part[1]).__name__}")
+    return Batch(*tree_map(_in_default_precision, tuple(part)))
+
+
+def _in_default_precision(value: Tensor) -> Tensor:
+    return value.to(torch.get_default_dtype()) if value.dtype == torch.float64 else value
 
 
 def count_tasks(tasks: Task | Sequence[Task]) -> int:
