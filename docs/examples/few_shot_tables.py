@@ -1,0 +1,135 @@
+"""The page of few-shot results, made from the result files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+LECTURE = {
+    "MANN, no conv (cited)": {"5w1s": "82.8", "5w5s": "94.9"},
+    "MAML, no conv": {"5w1s": "89.7 ± 1.1", "5w5s": "97.5 ± 0.6"},
+    "Siamese nets": {"5w1s": "97.3", "5w5s": "98.4", "20w1s": "88.2", "20w5s": "97.0"},
+    "Matching nets": {"5w1s": "98.1", "5w5s": "98.9", "20w1s": "93.8", "20w5s": "98.5"},
+    "Neural statistician (cited)": {"5w1s": "98.1", "5w5s": "99.5", "20w1s": "93.2", "20w5s": "98.1"},
+    "Memory module (cited)": {"5w1s": "98.4", "5w5s": "99.6", "20w1s": "95.0", "20w5s": "98.6"},
+    "MAML": {"5w1s": "98.7 ± 0.4", "5w5s": "99.9 ± 0.1", "20w1s": "95.8 ± 0.3", "20w5s": "98.9 ± 0.2"},
+    "Meta-SGD": {"5w1s": "99.53 ± 0.26", "5w5s": "99.93 ± 0.09", "20w1s": "95.93 ± 0.38", "20w5s": "98.97 ± 0.19"},
+}
+"""The lecture's table, in per cent. Systems that are cited are not rerun here."""
+
+SYSTEMS = {
+    "no-conv-maml": "MAML, no conv",
+    "siamese": "Siamese nets",
+    "matching": "Matching nets",
+    "maml": "MAML",
+    "meta-sgd": "Meta-SGD",
+    "fomaml": "First-order MAML",
+    "reptile": "Reptile",
+    "anil": "ANIL",
+    "maml-plus-plus": "MAML++",
+    "prototypical": "Prototypical nets",
+    "nearest-neighbour": "Nearest neighbour, pixels",
+    "fine-tuning": "Pretrained, fine-tuned",
+}
+"""What stands behind ``omniglot-5w1s-`` in a row's name, and the system's name in the table."""
+
+SETTINGS = {"5w1s": "5-way 1-shot", "5w5s": "5-way 5-shot", "20w1s": "20-way 1-shot", "20w5s": "20-way 5-shot"}
+
+
+def place(row: str) -> tuple[str, str]:
+    """System and setting of a row's name."""
+    _, setting, system = row.split("-", 2)
+    return SYSTEMS[system], setting
+
+
+def page(results: list[dict[str, Any]], folder: Path) -> str:
+    """The page in Markdown.
+
+    Args:
+        results: The contents of the rows' files.
+        folder: Where sine-table.json and sine-figures.json are, if they are.
+    """
+    return "\n".join([*_omniglot(results), *_sines(folder), ""])
+
+
+def _omniglot(results: list[dict[str, Any]]) -> list[str]:
+    ours = {place(one["row"]): one for one in results}
+    systems = [*LECTURE, *(name for name in SYSTEMS.values() if name not in LECTURE)]
+    lines = [
+        "# Few-shot learning: results",
+        "",
+        "Made by `python docs/examples/few_shot.py table` from the files beside this page.",
+        "",
+        "## Omniglot",
+        "",
+        "Accuracy in per cent on 600 tasks of 423 test characters with 95 % intervals; the lecture's number in",
+        "parentheses. Characters: 1,100 to train, 100 to select the checkpoint, 423 to test (split seed 0); each class",
+        "of a task turned by a random multiple of 90 degrees, in training and test, K query images for each class, and",
+        "batch norm by the statistics of its batch, as in the released code of MAML.",
+        "",
+        "| | " + " | ".join(SETTINGS.values()) + " |",
+        "|---" * (len(SETTINGS) + 1) + "|",
+    ]
+    for system in systems:
+        cells = []
+        for setting in SETTINGS:
+            one, known = ours.get((system, setting)), LECTURE.get(system, {}).get(setting)
+            found = f"**{100 * one['accuracy']:.2f} ± {100 * one['interval']:.2f}**" if one else ""
+            cells.append(" ".join([found, f"({known})" if known else ""]).strip())
+        if any(cells):
+            lines.append(f"| {system} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "How each was made. *Selected* is the iteration that did best on validation characters.",
+        "",
+        "| row | iterations, selected | tasks an iteration | steps at test | hours | machine |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in results:
+        iterations = f"{one['iterations']:,} of {one['planned']:,}, {one['selected']:,}"
+        lines.append(
+            f"| [{one['row']}](../../configs/few-shot/{one['row']}.yaml) | {iterations} | {one['meta_batch_size']} | "
+            f"{one['steps']} | {one['train_hours']:.1f} | {one['machine']} |"
+        )
+    lines += ["", "Each row: `python docs/examples/few_shot.py train ROW` and then `test ROW`."]
+    return lines
+
+
+def _sines(folder: Path) -> list[str]:
+    lines: list[str] = []
+    if (folder / "sine-table.json").exists():
+        from sine_table import table
+
+        found = json.loads((folder / "sine-table.json").read_text())
+        lines += [
+            "",
+            "## Sine waves, the Meta-SGD paper's table",
+            "",
+            f"`{found['command']}`: mean squared error after one step on 600 fresh waves with 95 % intervals; the",
+            f"lecture's in parentheses (100 waves). {found['seconds'] / 60:.0f} minutes for all six models,",
+            f"{found['jobs']} side by side ({found['machine']}).",
+            "",
+            table(found),
+        ]
+    if (folder / "sine-figures.json").exists():
+        found = json.loads((folder / "sine-figures.json").read_text())
+        lines += [
+            "",
+            "## Sine waves, the lecture's figures",
+            "",
+            f"`{found['command']}`: mean squared error on 600 fresh waves after so many steps on 10 points.",
+            "",
+            "| waves | system | 0 | 1 | 2 | 5 | 10 |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for family, curves in found["adaptation"].items():
+            for name in ("MAML", "pretrained", "oracle"):
+                curve = curves[name]
+                cells = [
+                    f"{curve['mean'][k]:.3f} ± {curve['interval'][k]:.3f}" if k < len(curve["mean"]) else ""
+                    for k in (0, 1, 2, 5, 10)
+                ]
+                lines.append(f"| {family} | {name} | " + " | ".join(cells) + " |")
+        lines += ["", "![adaptation](adaptation.png)", "", "![Meta-SGD's figure 3](meta-sgd-figure-3.png)"]
+    return lines

@@ -1,0 +1,48 @@
+"""The nearest neighbour, on pixels or on features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from meta_init.baselines.matching import cosines
+from meta_init.baselines.metric import Embedded, MetricLearner, of_the_best
+from meta_init.baselines.prototypical import squared_distances
+
+SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cosine": cosines,
+    "euclidean": lambda a, b: -squared_distances(a, b),
+}
+"""Of (T, Q, D) and (T, N, D), shape (T, Q, N)."""
+
+
+def nearest_neighbour(
+    encoder: nn.Module | None = None, *, similarity: str = "cosine", statistics: str = "running"
+) -> MetricLearner:
+    """The label of the most similar support example: the baseline without learning.
+
+    Args:
+        encoder: Whose outputs are compared, such as that of a `Pretrained`; by default the inputs themselves.
+        similarity: ``"cosine"``, or ``"euclidean"``: the negative squared distance.
+        statistics: Of batch norm, see `MetricLearner`.
+
+    The loss is the cross-entropy of the best similarity of each class. It is there to complete the interface: with
+    inputs themselves there is nothing to train, and similarities are no calibrated logits.
+
+    Raises:
+        ValueError: An unknown similarity.
+
+    Source: Vinyals et al. 2016, section 4.1, with the cosine on pixels and on features of a classifier of the training
+    classes; Ravi and Larochelle 2017, section 5.1, on features.
+
+    >>> learner = nearest_neighbour(similarity="euclidean")
+    """
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"nearest_neighbour: unknown similarity {similarity!r}; there are {sorted(SIMILARITIES)}")
+    alike = SIMILARITIES[similarity]
+
+    def compare(tasks: Embedded) -> Tensor:
+        return of_the_best(alike(tasks.query, tasks.support), tasks)
+
+    return MetricLearner(nn.Flatten() if encoder is None else encoder, compare, statistics=statistics)
