@@ -10,7 +10,7 @@ from learned_optim.checkpoint import (
     read_record,
     save_checkpoint,
 )
-from learned_optim.data import data_root, write_atomically
+from learned_optim.data import data_root, download_file, write_atomically
 from learned_optim.guard import Guard
 from learned_optim.optimizers import LSTMOptimizer, MetaSGD
 from learned_optim.rule import Rule, apply_updates, bind
@@ -57,6 +57,7 @@ __all__ = [
     "bind",
     "data_root",
     "detached",
+    "download_file",
     "load_checkpoint",
     "meta_loss",
     "read_model",

@@ -76,7 +76,7 @@ def mnist(root: str | os.PathLike[str] | None = None, *, download: bool = False)
                     f"MNIST is not in {folder}: {name} is missing. Set ${ENVIRONMENT} to the folder that holds "
                     "mnist/, or pass download=True"
                 )
-            _fetch(_MNIST_SOURCE + name, path)
+            download_file(_MNIST_SOURCE + name, path)
         content = path.read_bytes()
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
             raise ValueError(f"{path} is damaged: its MD5 is not the published {md5}; delete it and fetch it again")
@@ -139,6 +139,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
         raise
 
 
-def _fetch(url: str, path: Path) -> None:
+def download_file(url: str, path: str | os.PathLike[str]) -> None:
+    """Fetches a file, which is there whole or not at all.
+
+    Raises:
+        OSError: The network or the address does not answer.
+    """
     with urllib.request.urlopen(url, timeout=60) as response:
         write_atomically(path, response.read())

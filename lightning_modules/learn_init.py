@@ -68,7 +68,7 @@ class MAMLModule(pl.LightningModule):
         lr: float | Sequence[float] = 0.01,
         steps: int = 1,
         eval_steps: int = 10,
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss: Callable[[Any, Tensor], Tensor] | None = None,
         outer_lr: float = 1e-3,
         schedule: str = "constant",
         first_order_epochs: int = 0,
@@ -145,11 +145,12 @@ class MAMLModule(pl.LightningModule):
             gathered = self.all_gather(torch.cat(curves))
             assert isinstance(gathered, Tensor)  # what a tensor becomes
             curve = gathered.reshape(-1, 2)  # from all processes
+            curve = curve.to(torch.promote_types(curve.dtype, torch.float32))  # a mean in bfloat16 has three digits
             before, after = curve.unbind(dim=1)
             values = {f"{role}/{name}_before": before.mean(), f"{role}/{name}": after.mean()}
-            self.log_dict(values, prog_bar=True)
+            self.log_dict(values, prog_bar=True, sync_dist=True)  # the same on all; Lightning wants to be told so
             if len(after) > 1:
-                self.log(f"{role}/{name}_interval", _INTERVAL * after.std() / len(after) ** 0.5)
+                self.log(f"{role}/{name}_interval", _INTERVAL * after.std() / len(after) ** 0.5, sync_dist=True)
         self._curves = {}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from learned_optim import LSLRRule, MetaLearnerLSTMRule, MetaSGDRule, SGDRule, T
 from meta_init.learner import MetaLearner, trainable
 from meta_init.tasks import supervised_loss
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
 
 
 def reptile_objective(initial: Tensors, adapted: Tensors, query_loss: Tensor) -> Tensor:

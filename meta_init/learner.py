@@ -133,7 +133,7 @@ class MetaLearner(nn.Module):
         model: nn.Module,
         rule: Rule,
         *,
-        loss: Callable[[Tensor, Tensor], Tensor] = supervised_loss,
+        loss: Callable[[Any, Tensor], Tensor] = supervised_loss,
         steps: int = 1,
         first_order: bool = False,
         objective: Objective = query_objective,

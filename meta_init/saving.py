@@ -61,7 +61,7 @@ def load_learner(
     name_or_path: str | os.PathLike[str],
     model: nn.Module | None = None,
     *,
-    loss: Callable[[Tensor, Tensor], Tensor] = supervised_loss,
+    loss: Callable[[Any, Tensor], Tensor] = supervised_loss,
 ) -> MetaLearner:
     """Loads a learner: ``load_learner("omniglot-5w1s-maml").adapt(Batch(images, labels))``.
 

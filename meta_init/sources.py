@@ -12,7 +12,12 @@ OMNIGLOT_PARTS = {"train": 1100, "val": 100, "test": 423}
 
 
 def omniglot_classes(
-    part: str, *, root: str | os.PathLike[str] | None = None, split_seed: int = 0, size: int = 28
+    part: str,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    split_seed: int = 0,
+    size: int = 28,
+    download: bool = False,
 ) -> Classes:
     """The characters of one part: 1,100 to train, 100 to validate and 423 to test on, drawn under ``split_seed``.
 
@@ -24,7 +29,7 @@ def omniglot_classes(
     """
     if part not in OMNIGLOT_PARTS:
         raise ValueError(f"omniglot_classes: unknown part {part!r}; there are {list(OMNIGLOT_PARTS)}")
-    return split_classes(omniglot(root, size=size), OMNIGLOT_PARTS, seed=split_seed)[part]
+    return split_classes(omniglot(root, size=size, download=download), OMNIGLOT_PARTS, seed=split_seed)[part]
 
 
 def omniglot_episodes(
@@ -36,6 +41,7 @@ def omniglot_episodes(
     rotations: str = "view",
     root: str | os.PathLike[str] | None = None,
     split_seed: int = 0,
+    download: bool = False,
 ) -> Episodes:
     """N-way K-shot tasks of Omniglot's characters.
 
@@ -47,8 +53,9 @@ def omniglot_episodes(
         rotations: See `Episodes`; by default each class of a task is turned at random, as in the released code of MAML.
         root: Where the data is; see `learned_optim.data_root`.
         split_seed: Of the division of the characters.
+        download: See `omniglot`.
     """
-    classes = omniglot_classes(part, root=root, split_seed=split_seed)
+    classes = omniglot_classes(part, root=root, split_seed=split_seed, download=download)
     return Episodes(classes, ways=ways, shots=shots, queries=queries, rotations=rotations)
 
 

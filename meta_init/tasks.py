@@ -53,10 +53,17 @@ def supervised_loss(prediction: Tensor, target: Tensor) -> Tensor:
         target: Shape (K, ...), or (K,) labels.
 
     Raises:
-        ValueError: The shapes of prediction and floating-point target differ; broadcasting would average over pairs.
+        ValueError: The shapes of prediction and floating-point target differ, where broadcasting would average over
+            pairs; or a label is none of 0, ..., C - 1.
     """
     if not target.is_floating_point():
-        return F.cross_entropy(prediction, target)
+        try:
+            return F.cross_entropy(prediction, target)
+        except IndexError as error:
+            count = prediction.shape[1]
+            raise ValueError(
+                f"labels must be from 0 to {count - 1}, since the model has {count} outputs: {error}"
+            ) from error
     if prediction.shape != target.shape:
         raise ValueError(
             f"the model's output has shape {tuple(prediction.shape)}, but the targets {tuple(target.shape)}"

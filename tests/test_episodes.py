@@ -142,6 +142,22 @@ def test_omniglot_is_whole_and_read_once(tmp_path):
     assert torch.equal(omniglot(cache=tmp_path).x, characters.x)  # a damaged cache is made again
 
 
+def test_omniglot_is_fetched_when_asked_to(tmp_path, monkeypatch):
+    asked = []
+
+    def fetched(url, path):
+        asked.append(url.rpartition("/")[2])
+        path.parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr(f"{path.stem}/Greek/character01/{path.stem}.png", b"no picture")
+
+    monkeypatch.setitem(omniglot.__globals__, "download_file", fetched)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="has 2 pictures instead of 32460"):
+            omniglot(tmp_path, cache=tmp_path, download=True)
+    assert asked == ["images_background.zip", "images_evaluation.zip"]
+
+
 def test_omniglot_that_is_not_there_or_not_whole(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"images_background.zip is missing.*LEARNED_OPTIM_DATA"):
         omniglot(tmp_path, cache=tmp_path)

@@ -44,6 +44,12 @@ def learner():
     return maml(sine_mlp(4), lr=0.01)
 
 
+def label(y, strategy):
+    labels = torch.tensor([[0, 1, y]] * 2)
+    part = Batch(torch.zeros(2, 3, 4), labels)
+    maml(nn.Linear(4, 3), lr=0.1, strategy=strategy).outer_loss(Task(part, part))
+
+
 def loss(p):
     return p["a"].sum()
 
@@ -85,6 +91,12 @@ def sparse_gradient():
 
 
 CASES = {
+    "label too large": (
+        lambda: label(3, "vmap"),
+        ValueError,
+        "labels must be from 0 to 2, since the model has 3 outputs",
+    ),
+    "negative label": (lambda: label(-1, "loop"), ValueError, "labels must be from 0 to 2, since .* -1"),
     "empty parameters": (lambda: LSTMOptimizer([], rule=rule()), ValueError, "empty parameter list"),
     "negative lr": (lambda: LSTMOptimizer(params(), rule=rule(), lr=-1.0), ValueError, "lr must be .* got -1.0"),
     "NaN lr": (lambda: MetaSGD(params(), lr=NAN), ValueError, "MetaSGD: lr must be .* got nan"),

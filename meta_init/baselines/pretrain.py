@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class Pooled(MetaLearner):
 
 
 def pretrained_on_all(
-    model: nn.Module, *, lr: float, steps: int = 1, loss: Callable[[Tensor, Tensor], Tensor] = supervised_loss
+    model: nn.Module, *, lr: float, steps: int = 1, loss: Callable[[Any, Tensor], Tensor] = supervised_loss
 ) -> Pooled:
     """Pretraining for tasks whose targets mean the same in all of them, such as sine waves.
 

@@ -13,18 +13,23 @@ import numpy
 import torch
 from torch import Tensor
 
-from learned_optim import data_root
+from learned_optim import data_root, download_file
 from meta_init.datasets.cache import cache_file, decoded_once
 from meta_init.datasets.classes import Classes
 
 _ARCHIVES = ("images_background", "images_evaluation")
+_SOURCE = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 _CHARACTERS, _DRAWERS = 1623, 20
 _SHA256 = "3cd5d5800c2751294591100b93dddb2cb6f5fea9503d6fb2e279ee06d019163d"
 """Of all pictures' names and pixels, in order."""
 
 
 def omniglot(
-    root: str | os.PathLike[str] | None = None, *, size: int = 28, cache: str | os.PathLike[str] | None = None
+    root: str | os.PathLike[str] | None = None,
+    *,
+    size: int = 28,
+    cache: str | os.PathLike[str] | None = None,
+    download: bool = False,
 ) -> Classes:
     """All characters of ``root/omniglot``, as uint8 images of ``size`` x ``size`` in which ink is 255 and paper 0.
 
@@ -35,12 +40,13 @@ def omniglot(
         root: See `learned_optim.data_root`.
         size: Pixels; 28 as in the papers, by Lanczos resampling as in the released code of MAML.
         cache: A folder; by default $LEARNED_OPTIM_CACHE, else ``~/.cache/learned_optim``.
+        download: Fetch missing archives (15 MB).
 
     Returns:
         1,623 classes of 20 images, named ``Alphabet/characterNN`` and sorted by name.
 
     Raises:
-        FileNotFoundError: The archives are not there.
+        FileNotFoundError: The archives are not there, and ``download`` is off.
         ValueError: A picture is missing or damaged.
 
     Source: Lake et al. 2015, github.com/brendenlake/omniglot. One pair of its pictures is a duplicate, drawers 3 and 19
@@ -49,14 +55,14 @@ def omniglot(
     if size < 1:
         raise ValueError(f"omniglot: size must be >= 1, got {size}")
     file = cache_file(cache, f"omniglot-{size}")
-    return decoded_once(file, lambda: _decoded(data_root(root) / "omniglot", size), name="Omniglot")
+    return decoded_once(file, lambda: _decoded(data_root(root) / "omniglot", size, download=download), name="Omniglot")
 
 
-def _decoded(folder: Path, size: int) -> tuple[dict[str, int], Tensor]:
+def _decoded(folder: Path, size: int, *, download: bool) -> tuple[dict[str, int], Tensor]:
     """The classes and all images, (N, size, size), verified before they are scaled."""
     from PIL import Image, UnidentifiedImageError
 
-    pictures = dict(sorted(_pictures(folder)))
+    pictures = dict(sorted(_pictures(folder, download=download)))
     if len(pictures) != _CHARACTERS * _DRAWERS:
         raise ValueError(
             f"Omniglot in {folder} has {len(pictures)} pictures instead of {_CHARACTERS * _DRAWERS}; fetch it again"
@@ -77,19 +83,22 @@ def _decoded(folder: Path, size: int) -> tuple[dict[str, int], Tensor]:
     return counts, torch.from_numpy(numpy.stack(images))
 
 
-def _pictures(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _pictures(folder: Path, *, download: bool) -> Iterator[tuple[str, bytes]]:
     """``Alphabet/characterNN/dddd_dd.png`` and its bytes, in any order."""
     for archive in _ARCHIVES:
-        if (folder / archive).is_dir():
-            for path in (folder / archive).rglob("*.png"):
-                yield path.relative_to(folder / archive).as_posix(), path.read_bytes()
-        elif (folder / f"{archive}.zip").is_file():
-            with zipfile.ZipFile(folder / f"{archive}.zip") as content:
-                for name in content.namelist():
-                    if name.endswith(".png"):
-                        yield name.partition("/")[2], content.read(name)
-        else:
-            raise FileNotFoundError(
-                f"Omniglot is not in {folder}: {archive}.zip is missing. Set $LEARNED_OPTIM_DATA to the folder that "
-                "holds omniglot/"
-            )
+        unpacked, packed = folder / archive, folder / f"{archive}.zip"
+        if unpacked.is_dir():
+            for path in unpacked.rglob("*.png"):
+                yield path.relative_to(unpacked).as_posix(), path.read_bytes()
+            continue
+        if not packed.is_file():
+            if not download:
+                raise FileNotFoundError(
+                    f"Omniglot is not in {folder}: {packed.name} is missing. Set $LEARNED_OPTIM_DATA to the folder "
+                    "that holds omniglot/, or pass download=True"
+                )
+            download_file(_SOURCE + packed.name, packed)
+        with zipfile.ZipFile(packed) as content:
+            for name in content.namelist():
+                if name.endswith(".png"):
+                    yield name.partition("/")[2], content.read(name)
