@@ -18,8 +18,21 @@ def main(args: list[str] | None = None) -> None:
     except ImportError as error:
         raise SystemExit(f"learned-optim needs Lightning: pip install 'learned-optim[lightning]' ({error})") from error
 
+    class CLI(LightningCLI):
+        def instantiate_classes(self) -> None:
+            try:
+                super().instantiate_classes()
+            except (ValueError, OSError) as error:
+                # jsonargparse wraps what a class raises; that data are missing says enough by itself.
+                cause: BaseException | None = error
+                while cause is not None and not isinstance(cause, FileNotFoundError):
+                    cause = cause.__cause__
+                if cause is None:
+                    raise
+                raise SystemExit(f"learned-optim: {cause}") from error
+
     saving = {"class_path": "lightning_modules.AtomicCheckpointIO"}
-    LightningCLI(args=args, save_config_kwargs={"overwrite": True}, trainer_defaults={"plugins": [saving]})
+    CLI(args=args, save_config_kwargs={"overwrite": True}, trainer_defaults={"plugins": [saving]})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,12 +61,12 @@ class TaskLoader:
             yield item
 
     def state_dict(self) -> dict[str, Any]:
-        """How many items this process has had."""
-        return {"position": self.position}
+        """How many items all processes together have had, so that any number of them can go on."""
+        return {"position": self.position * _process()[1]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
-        self.position = state["position"]
+        """Goes on from there, with no item a second time."""
+        self.position = math.ceil(state["position"] / _process()[1])
 
 
 def _process() -> tuple[int, int]:
@@ -82,8 +83,9 @@ class TaskDataModule(pl.LightningDataModule):
         val_tasks: Validation tasks, by default ``tasks`` (other seeds).
         test_tasks: Test tasks, by default ``val_tasks`` (other seeds).
         meta_batch_size: Tasks per step.
-        steps_per_epoch: Meta-batches per epoch.
-        eval_tasks: Tasks for validation and for testing each.
+        steps_per_epoch: Meta-batches per epoch and process.
+        eval_tasks: Tasks for validation and for testing each. Several processes share them, in whole batches: the
+            numbers are those of one process where the number of batches is a multiple of the number of processes.
         eval_batch_size: How many of them at once; by default all.
         seed: Of all streams.
         workers: Processes that draw tasks.
@@ -137,4 +139,6 @@ class TaskDataModule(pl.LightningDataModule):
 
     def _evaluation(self, tasks: TaskSource, role: str) -> TaskLoader:
         batches = TaskBatches(tasks, size=self.eval_batch_size, seed=self.seed, role=role)
-        return TaskLoader(batches, self.eval_tasks // self.eval_batch_size, advance=False, workers=0)
+        # Every process takes as many, because they gather what they have found.
+        length = math.ceil(self.eval_tasks / self.eval_batch_size / _process()[1])
+        return TaskLoader(batches, length, advance=False, workers=0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from learned_optim import CheckpointError, load_checkpoint, read_model, read_record, save_checkpoint
@@ -27,6 +29,7 @@ def save_learner(
     *,
     network: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Writes rule and initialisation to one file, atomically; `learned_optim.load_checkpoint` reads its rule alone.
 
@@ -36,6 +39,7 @@ def save_learner(
         network: How to make the model again: ``{"name": "few_shot_conv", "ways": 5}``, a name in `NETWORKS` with its
             arguments. Without it `load_learner` has to be given a model.
         record: How it was trained: any JSON values; `learned_optim.read_record` returns it.
+        dtype: Floating-point numbers are written in it: ``torch.float16`` halves the file. By default as they are.
 
     Raises:
         ValueError: ``network`` does not make a model with these parameters.
@@ -52,9 +56,11 @@ def save_learner(
         "adapts": learner.adapts if isinstance(learner.adapts, str) else list(learner.adapts),
         "network": None if network is None else dict(network),
     }
-    save_checkpoint(
-        path, learner.rule, model=learner.model.state_dict(), record=dict(record or {}) | {"learner": settings}
-    )
+    rule, model = learner.rule, learner.model.state_dict()
+    if dtype is not None:
+        rule = copy.deepcopy(rule).to(dtype)
+        model = {name: value.to(dtype) if value.is_floating_point() else value for name, value in model.items()}
+    save_checkpoint(path, rule, model=model, record=dict(record or {}) | {"learner": settings})
 
 
 def load_learner(
@@ -87,8 +93,11 @@ def load_learner(
             raise CheckpointError(f"{name_or_path}: its network cannot be made: {error}") from error
     load_initialisation(model, name_or_path)
     options = {name: settings[name] for name in ("steps", "first_order", "adapts") if name in settings}
+    rule = load_checkpoint(name_or_path)
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in rule.parameters()):
+        rule = rule.float()  # written so to be small, not to be computed with
     try:
-        return MetaLearner(model, load_checkpoint(name_or_path), loss=loss, **options)
+        return MetaLearner(model, rule, loss=loss, **options)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{name_or_path}: its learner cannot be made: {error}") from error
 

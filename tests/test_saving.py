@@ -40,6 +40,22 @@ def test_a_loaded_learner_adapts_like_the_saved_one(name, tmp_path):
     assert all(p.requires_grad for p in loaded.parameters())
 
 
+def test_half_precision_halves_the_file_and_computes_in_float32(tmp_path):
+    saved = meta_sgd(few_shot_mlp(5, inputs=100), lr=0.1)
+    for name, dtype in (("whole", None), ("half", torch.float16)):
+        save_learner(tmp_path / name, saved, dtype=dtype)
+    assert (tmp_path / "half").stat().st_size < 0.6 * (tmp_path / "whole").stat().st_size
+    loaded = load_learner(tmp_path / "half", few_shot_mlp(5, inputs=100))
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert {p.dtype for p in saved.parameters()} == {torch.float32}
+    assert_close(list(loaded.parameters()), list(saved.parameters()), rtol=1e-3, atol=1e-6)
+    model = few_shot_mlp(5, inputs=100)
+    optimizer = MetaSGD(model.parameters(), checkpoint=tmp_path / "half")
+    model(torch.rand(6, 100)).sum().backward()
+    optimizer.step()
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
 def test_an_ordinary_loop_with_the_initialisation_and_the_rates_is_adaptation(tmp_path):
     saved = learner("meta_sgd")
     save_learner(tmp_path / "x", saved)

@@ -19,17 +19,17 @@ import json
 import os
 import platform
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from few_shot_tables import page
-from torch import nn
 
 from learned_optim import write_atomically
 from lightning_modules import TaskBatches
-from meta_init import MetaLearner, save_learner
+from meta_init import load_learner, save_learner
 
 CONFIGS, RESULTS, RUNS = Path("docs/configs/few-shot"), Path("docs/results/few-shot"), Path("runs/few-shot")
 BUNDLED = Path("learned_optim/checkpoints")
@@ -58,17 +58,26 @@ def folder(row: str, iterations: int | None = None) -> Path:
 
 
 def train(row: str, iterations: int | None, minutes: float | None) -> None:
-    """Trains, or goes on, for at most so many minutes."""
+    """Trains, or goes on, for at most so many minutes; a run that has ended is left alone."""
     from lightning_modules.cli import main
 
-    last = folder(row, iterations) / "last.ckpt"
-    # Lightning's timer counts the pieces before, too.
-    before = callback(saved(last.parent, "last"), "Timer")["time_elapsed"]["train"] if last.exists() else 0.0
+    last, before = folder(row, iterations) / "last.ckpt", 0.0
+    if last.exists():
+        checkpoint = saved(last.parent, "last")
+        if checkpoint["global_step"] >= planned(row, iterations):
+            return
+        # Lightning's timer counts the pieces before, too.
+        before = callback(checkpoint, "Timer")["time_elapsed"]["train"]
     until = None if minutes is None else before + 60 * minutes
     arguments = ["fit", "--config", str(config_file(row, iterations, until=until))]
     if last.exists():
         arguments += ["--ckpt_path", str(last)]
     main(arguments)
+
+
+def planned(row: str, iterations: int | None) -> int:
+    """How many iterations a run is to have."""
+    return iterations or int(yaml.safe_load(config_file(row).read_text())["trainer"]["max_steps"])
 
 
 def built(config: Path) -> tuple[Any, Any]:
@@ -106,19 +115,17 @@ def test(row: str, iterations: int | None) -> None:
     module, data = built(config)
     best, last = saved(run, "best"), saved(run, "last")
     module.load_state_dict(best["state_dict"])
-    learner, steps = module.learner, max(module.eval_steps, 10)
-    batches = TaskBatches(data.test_tasks, size=50, seed=data.seed, role="test")
-    curves = torch.cat([learner.evaluate(batches[i], steps).accuracies for i in range(TASKS // 50)])
+    curves = accuracies(module.learner, data, max(module.eval_steps, 10))
     at = module.eval_steps if curves.shape[1] > 1 else 0
     seconds = callback(last, "Timer")["time_elapsed"]
     task, longer = data.tasks, f" --iterations {iterations}" if iterations else ""
     result = {
         "row": row,
-        "command": f"python docs/examples/few_shot.py train {row}{longer} && ... test {row}{longer}",
+        "command": f"python docs/examples/few_shot.py train {row}{longer}, then test {row}{longer}",
         "ways": task.ways,
         "shots": task.shots,
         "iterations": int(last["global_step"]),
-        "planned": yaml.safe_load(config.read_text())["trainer"]["max_steps"],
+        "planned": planned(row, iterations),
         "selected": int(best["global_step"]),
         "meta_batch_size": data.meta_batch_size,
         "validation": float(callback(best, "ModelCheckpoint", "val/accuracy")["best_model_score"]),
@@ -136,24 +143,24 @@ def test(row: str, iterations: int | None) -> None:
 
 
 def publish(row: str, iterations: int | None) -> None:
-    """Writes the selected learner as a bundled checkpoint, with its record."""
+    """Writes the selected learner as a bundled checkpoint in half precision, with its record, and tests that too."""
     config = config_file(row, iterations)
     module, data = built(config)
-    best = saved(folder(row, iterations), "best")
-    module.load_state_dict(best["state_dict"])
-    learner: MetaLearner = module.learner
+    module.load_state_dict(saved(folder(row, iterations), "best")["state_dict"])
     settings = yaml.safe_load(config.read_text())["model"]["init_args"]["model"]
     network = {"name": settings["class_path"].rpartition(".")[2]} | settings["init_args"]
-    record = json.loads((RESULTS / f"{row}.json").read_text())
-    record = {"result": record, "trained_on": list(data.tasks.classes.names), "config": config.read_text()}
+    result = json.loads((RESULTS / f"{row}.json").read_text())
+    record = {"result": result, "trained_on": list(data.tasks.classes.names), "config": config.read_text()}
     file = BUNDLED / f"{row}@1.safetensors"
-    save_learner(file, learner, network=network, record=record)
-    print(f"{file}: {file.stat().st_size / 1024:.0f} KiB, {count(learner):,} learned numbers")
+    save_learner(file, module.learner, network=network, record=record, dtype=torch.float16)
+    curves = accuracies(load_learner(file), data, result["steps"])
+    print(f"{file}: {file.stat().st_size / 1024:.0f} KiB, {100 * float(curves[:, -1].mean()):.2f} % on the same tasks")
 
 
-def count(module: nn.Module) -> int:
-    """How many numbers are learned."""
-    return sum(p.numel() for p in module.parameters())
+def accuracies(learner: Any, data: Any, steps: int) -> torch.Tensor:
+    """After 0, 1, ... steps on each of the test tasks, shape (600, steps + 1)."""
+    batches = TaskBatches(data.test_tasks, size=50, seed=data.seed, role="test")
+    return torch.cat([learner.evaluate(batches[i], steps).accuracies for i in range(TASKS // 50)])
 
 
 def table() -> None:
@@ -167,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["train", "test", "table", "publish"])
     parser.add_argument("rows", nargs="*", metavar="ROW")
-    parser.add_argument("--minutes", type=float, help="of training each row, at most")
+    parser.add_argument("--minutes", type=float, help="of training, for all rows together; call it again to go on")
     parser.add_argument("--iterations", type=int, help="another number than the configuration's, in a run of its own")
     args = parser.parse_args()
     rows = sorted(file.stem for file in CONFIGS.glob("*.yaml")) if args.rows == ["all"] else args.rows
@@ -177,9 +184,12 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     if args.what == "table":
         table()
+    start = time.monotonic()
     for row in rows:
         if args.what == "train":
-            train(row, args.iterations, args.minutes)
+            left = None if args.minutes is None else args.minutes - (time.monotonic() - start) / 60
+            if left is None or left > 0.5:  # less is not worth the start
+                train(row, args.iterations, left)
         else:
             {"test": test, "publish": publish}[args.what](row, args.iterations)
 
