@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import yaml
-from few_shot_tables import page
+from few_shot_tables import card, page
 
 from learned_optim import write_atomically
 from lightning_modules import TaskBatches
@@ -150,11 +150,17 @@ def publish(row: str, iterations: int | None) -> None:
     settings = yaml.safe_load(config.read_text())["model"]["init_args"]["model"]
     network = {"name": settings["class_path"].rpartition(".")[2]} | settings["init_args"]
     result = json.loads((RESULTS / f"{row}.json").read_text())
-    record = {"result": result, "trained_on": list(data.tasks.classes.names), "config": config.read_text()}
+    record = {
+        "command": result["command"],
+        "result": result,
+        "trained_on": list(data.tasks.classes.names),
+        "config": config.read_text(),
+    }
     file = BUNDLED / f"{row}@1.safetensors"
     save_learner(file, module.learner, network=network, record=record, dtype=torch.float16)
-    curves = accuracies(load_learner(file), data, result["steps"])
-    print(f"{file}: {file.stat().st_size / 1024:.0f} KiB, {100 * float(curves[:, -1].mean()):.2f} % on the same tasks")
+    half = float(accuracies(load_learner(file), data, result["steps"])[:, -1].mean())
+    write_atomically(BUNDLED / f"{row}@1.md", card(row, result, half).encode())
+    print(f"{file}: {file.stat().st_size / 1024:.0f} KiB, {100 * half:.2f} % on the same tasks")
 
 
 def accuracies(learner: Any, data: Any, steps: int) -> torch.Tensor:

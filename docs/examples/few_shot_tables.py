@@ -53,6 +53,58 @@ def page(results: list[dict[str, Any]], folder: Path) -> str:
     return "\n".join([*_omniglot(results), *_sines(folder), ""])
 
 
+def card(row: str, result: dict[str, Any], half: float) -> str:
+    """The card of a bundled learner in Markdown.
+
+    Args:
+        row: Its row.
+        result: The row's file.
+        half: Its accuracy as it is written, in half precision.
+    """
+    system, setting = place(row)
+    known = LECTURE.get(system, {}).get(setting)
+    seeds = result["seeds"]
+    curve = ", ".join(f"{100 * value:.1f}" for value in result["curve"])
+    lines = [
+        f"# {row}@1",
+        "",
+        f"{system} for {SETTINGS[setting]} tasks of 28 x 28 pictures, ink 1 and paper 0, meta-trained on 1,100",
+        "handwritten characters of Omniglot, each turned by a random multiple of 90 degrees. Their names:",
+        f'`learned_optim.read_record("{row}")["trained_on"]`.',
+        "",
+        "## Recipe",
+        "",
+        f"- Configuration: `docs/configs/few-shot/{row}.yaml`, also in the file.",
+        f"- Command: `{result['command']}`.",
+        f"- {result['iterations']:,} iterations of {result['meta_batch_size']} tasks; this is the state after",
+        f"  {result['selected']:,}, which did best on 200 tasks of 100 validation characters",
+        f"  ({100 * result['validation']:.2f} %).",
+        f"- Seeds: weights {seeds['torch']}, tasks {seeds['tasks']}, division of the characters {seeds['classes']}.",
+        f"- {result['train_hours']:.1f} hours on a busy machine ({result['machine']}).",
+        "",
+        "## Result",
+        "",
+        f"{100 * result['accuracy']:.2f} ± {100 * result['interval']:.2f} % (95 %) after {result['steps']} steps",
+        f"on {result['tasks']} tasks of the 423 test characters{f'; the lecture has {known} %' if known else ''}.",
+        f"As it is written here, in half precision: {100 * half:.2f} % on the same tasks.",
+        f"After 0, 1, ..., {len(result['curve']) - 1} steps: {curve} %.",
+        "",
+        "## Known failures",
+        "",
+        "- Batch norm goes by the statistics of the batch at hand, as in the papers: the accuracy is for asking about",
+        f"  {result['ways'] * result['shots']} pictures at once, {result['shots']} of each class. Asked about one at a",
+        "  time it does worse.",
+        "- It knows strokes on paper. Other pictures, sizes, and numbers of classes were not measured.",
+        "",
+        "## Licence",
+        "",
+        "Apache-2.0, as the package. Omniglot (Lake et al. 2015) is under the MIT licence; the file holds none of its",
+        "pictures.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def _omniglot(results: list[dict[str, Any]]) -> list[str]:
     ours = {place(one["row"]): one for one in results}
     systems = [*LECTURE, *(name for name in SYSTEMS.values() if name not in LECTURE)]
