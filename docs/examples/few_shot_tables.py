@@ -43,6 +43,11 @@ def place(row: str) -> tuple[str, str]:
     return SYSTEMS[system], setting
 
 
+def percent(result: dict[str, Any]) -> str:
+    """Accuracy and half-width of its interval."""
+    return f"{100 * result['accuracy']:.2f} ± {100 * result['interval']:.2f}"
+
+
 def page(results: list[dict[str, Any]], folder: Path) -> str:
     """The page in Markdown.
 
@@ -84,16 +89,15 @@ def card(row: str, result: dict[str, Any], half: float) -> str:
         "",
         "## Result",
         "",
-        f"{100 * result['accuracy']:.2f} ± {100 * result['interval']:.2f} % (95 %) after {result['steps']} steps",
-        f"on {result['tasks']} tasks of the 423 test characters{f'; the lecture has {known} %' if known else ''}.",
+        f"{percent(result)} % (95 % interval) after {result['steps']} steps on",
+        f"{result['tasks']} tasks of the 423 test characters{f'; the lecture has {known} %' if known else ''}.",
         f"As it is written here, in half precision: {100 * half:.2f} % on the same tasks.",
         f"After 0, 1, ..., {len(result['curve']) - 1} steps: {curve} %.",
         "",
         "## Known failures",
         "",
         "- Batch norm goes by the statistics of the batch at hand, as in the papers: the accuracy is for asking about",
-        f"  {result['ways'] * result['shots']} pictures at once, {result['shots']} of each class. Asked about one at a",
-        "  time it does worse.",
+        f"  {result['ways'] * result['shots']} pictures at once, {result['shots']} of each class; fewer were not tried.",
         "- It knows strokes on paper. Other pictures, sizes, and numbers of classes were not measured.",
         "",
         "## Licence",
@@ -127,7 +131,7 @@ def _omniglot(results: list[dict[str, Any]]) -> list[str]:
         cells = []
         for setting in SETTINGS:
             one, known = ours.get((system, setting)), LECTURE.get(system, {}).get(setting)
-            found = f"**{100 * one['accuracy']:.2f} ± {100 * one['interval']:.2f}**" if one else ""
+            found = f"**{percent(one)}**" if one else ""
             cells.append(" ".join([found, f"({known})" if known else ""]).strip())
         if any(cells):
             lines.append(f"| {system} | " + " | ".join(cells) + " |")
