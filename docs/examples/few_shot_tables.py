@@ -97,7 +97,7 @@ def card(row: str, result: dict[str, Any], half: float) -> str:
         "## Known failures",
         "",
         "- Batch norm goes by the statistics of the batch at hand, as in the papers: the accuracy is for asking about",
-        f"  {result['ways'] * result['shots']} pictures at once, {result['shots']} of each class; fewer were not tried.",
+        f"  {result['ways'] * result['shots']} pictures at once, {result['shots']} of each class; not of fewer.",
         "- It knows strokes on paper. Other pictures, sizes, and numbers of classes were not measured.",
         "",
         "## Licence",
