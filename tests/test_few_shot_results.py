@@ -56,6 +56,20 @@ def test_each_row_has_its_configuration_and_says_how_it_was_made(row, tables):
     assert found["train_hours"] > 0
 
 
+def test_the_sine_table_is_below_the_papers_everywhere(tables):
+    import sine_table
+
+    rows = json.loads((RESULTS / "sine-table.json").read_text())["rows"]
+    means = {(row["algorithm"], row["shots"]): [mean for mean, _ in row["cells"]] for row in rows}
+    assert means.keys() == sine_table.PAPER.keys()
+    for key, cells in means.items():
+        for mean, (paper, _) in zip(cells, sine_table.PAPER[key], strict=True):
+            assert mean < paper
+    for shots in sine_table.SHOTS:
+        for ours, theirs in zip(means["Meta-SGD", shots], means["MAML", shots], strict=True):
+            assert ours < theirs
+
+
 @pytest.mark.parametrize("name", LEARNERS)
 def test_bundled_learners_adapt_and_say_what_they_have_seen(name, tables):
     learner, record = load_learner(name), read_record(name)

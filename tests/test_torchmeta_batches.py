@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from meta_init import Batch, Task, maml, sine_mlp
+from meta_init.baselines import Pretrained, pretrained_on_all, prototypical
 from meta_init.tasks import as_tasks
 from meta_init.torchmeta_bridge import TorchmetaLoader, import_torchmeta, to_task
 
@@ -101,3 +102,22 @@ def test_nothing_else_imports_the_bridge():
     code = "import learned_optim, meta_init, lightning_modules, sys; print('meta_init.torchmeta_bridge' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+LEARNERS = {
+    "maml": lambda: maml(torch.nn.Linear(3, 2), lr=0.1),
+    "prototypical": lambda: prototypical(torch.nn.Linear(3, 2)),
+    "pooled": lambda: pretrained_on_all(torch.nn.Linear(3, 2), lr=0.1),
+    "pretrained": lambda: Pretrained(torch.nn.Identity(), size=3, classes=2),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_takes_them_as_they_are(name):
+    learner = LEARNERS[name]()
+    labels = torch.arange(4).expand(2, 4) % 2
+    batch = {part: (torch.rand(2, 4, 3, dtype=torch.float64), labels) for part in ("train", "test")}
+    losses = [learner.outer_loss(tasks)[0].detach() for tasks in (batch, as_tasks(batch))]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)
+    curves = [learner.evaluate(tasks, 1).accuracies for tasks in (batch, as_tasks(batch))]
+    torch.testing.assert_close(curves[0], curves[1], rtol=0, atol=0)

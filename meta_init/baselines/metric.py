@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from meta_init.baselines.encoders import norms_by, without_running_statistics
 from meta_init.learner import Evaluation
-from meta_init.tasks import Batch, Task, check_batch, count_tasks
+from meta_init.tasks import Batch, Task, as_tasks, check_batch, count_tasks
 
 STATISTICS = ("running", "episode")
 
@@ -215,6 +215,7 @@ class MetricLearner(nn.Module):
 
 def stacked(tasks: Task | Sequence[Task]) -> list[tuple[str, Task]]:
     """Stacked tasks as they are, a list of single ones as one stack each, and a name of each for messages."""
+    tasks = as_tasks(tasks)
     count_tasks(tasks)
     groups = (
         [("tasks.", tasks)]

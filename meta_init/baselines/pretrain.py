@@ -14,7 +14,7 @@ from learned_optim import SGDRule
 from meta_init.baselines.encoders import embedded, norms_by, without_running_statistics
 from meta_init.baselines.metric import count_ways, slices, stacked
 from meta_init.learner import Evaluation, MetaLearner
-from meta_init.tasks import Batch, Task, check_batch, count_tasks, supervised_loss
+from meta_init.tasks import Batch, Task, as_tasks, check_batch, count_tasks, supervised_loss
 
 
 def pooled(tasks: Task | Sequence[Task]) -> Batch:
@@ -23,6 +23,7 @@ def pooled(tasks: Task | Sequence[Task]) -> Batch:
     Raises:
         ValueError: See `count_tasks`.
     """
+    tasks = as_tasks(tasks)
     count_tasks(tasks)
     groups = [tree_map(lambda leaf: leaf.flatten(0, 1), tasks)] if isinstance(tasks, Task) else tasks
     batches = [batch for group in groups for batch in group]
