@@ -75,6 +75,20 @@ def test_the_example_of_optimizers_runs():
     assert not torch.equal(model[0].weight, before)
 
 
+def test_the_examples_of_few_shot_run():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "few_shot.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 5
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, "docs/few_shot.md", "exec"), namespace)
+    assert namespace["logits"].shape == (7, 5)
+    assert namespace["accuracy"].shape == (4, 4)
+    assert len(namespace["characters"]) == 1100
+    batch = meta_init.Batch(namespace["images"], namespace["labels"])
+    expected = meta_init.load_learner("omniglot-5w1s-meta-sgd").adapt(batch, 1).params
+    torch.testing.assert_close(dict(namespace["model"].named_parameters()), expected)
+
+
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
