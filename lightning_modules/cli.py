@@ -13,8 +13,10 @@ def main(args: list[str] | None = None) -> None:
     try:
         from pytorch_lightning.cli import LightningCLI
 
-        # Imported so that files can name them without their path.
-        from lightning_modules import AtomicCheckpointIO, LearnedOptimizerModule, MAMLModule, TaskDataModule  # noqa: F401
+        import lightning_modules
+
+        for name in lightning_modules.__all__:
+            getattr(lightning_modules, name)  # imports it, so that files can name it without its path
     except ImportError as error:
         raise SystemExit(f"learned-optim needs Lightning: pip install 'learned-optim[lightning]' ({error})") from error
 

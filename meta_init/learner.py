@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from learned_optim import Rule, RuleState, Tensors, Unrolled, meta_loss, unroll
-from meta_init.normalisation import differentiable_twice
+from meta_init.normalisation import differentiable_twice, norms_by, norms_with_statistics
 from meta_init.tasks import Batch, Inputs, Task, as_tasks, check_batch, count_tasks, supervised_loss
 
 Objective = Callable[[Tensors, Tensors, Tensor], Tensor]
@@ -86,7 +86,7 @@ class Adapted:
             own = dict(module.named_parameters())
             for name, value in self.params.items():
                 own[name].copy_(value)
-        for norm in _norms_with_statistics(module):
+        for norm in norms_with_statistics(module):
             norm.track_running_stats = False
             norm.running_mean = norm.running_var = norm.num_batches_tracked = None
         return module
@@ -103,10 +103,9 @@ class MetaLearner(nn.Module):
         loss.backward()
 
     Frozen parameters and buffers do not adapt, and parameters outside ``adapts`` are learned but stay the same for all
-    tasks. Batch and instance norm always use the statistics of the batch at hand,
-    as the papers do, in training and evaluation mode, and running statistics are left alone; Dropout follows
-    ``train()`` / ``eval()`` and draws anew for each task. Attention uses its mathematical form, which has second
-    derivatives.
+    tasks. Batch and instance norm always use the statistics of the batch at hand, as the papers do, in training and
+    evaluation mode, and running statistics are left alone; Dropout follows ``train()`` / ``eval()`` and draws anew for
+    each task. Attention uses its mathematical form, which has second derivatives.
 
     Args:
         model: Any module; it is held, not copied.
@@ -199,7 +198,9 @@ class MetaLearner(nn.Module):
         """
         check_batch(support, "support")
         with torch.no_grad(), _adaptable(self.model):
-            unrolled = self._unroll(self._initial(), support, _cloned(self.model), self._steps(steps))
+            initial = self._initial()
+            state = self.rule.init_state(initial)
+            unrolled = self._unroll(initial, state, support, _cloned(self.model), self._steps(steps))
         return Adapted(self, {name: value.detach() for name, value in unrolled.params.items()}, unrolled.losses)
 
     def evaluate(self, tasks: Task | Sequence[Task], steps: int | None = None) -> Evaluation:
@@ -231,7 +232,7 @@ class MetaLearner(nn.Module):
         # With weights the query is looked at after each step, else after all of them.
         stages = [self.steps] if self.step_weights is None else [1] * self.steps
         for steps in stages:
-            params, state, losses = self._unroll(params, task.support, buffers, steps, state)
+            params, state, losses = self._unroll(params, state, task.support, buffers, steps)
             support_losses.append(losses)
             prediction = self.predict(params, _copies(buffers), task.query.x)
             query_losses.append(self.loss(prediction, task.query.y))
@@ -247,20 +248,18 @@ class MetaLearner(nn.Module):
         losses, logs = [], []
         for k in range(steps + 1):
             if k:
-                params, state, _ = self._unroll(params, task.support, buffers, 1, state)
+                params, state, _ = self._unroll(params, state, task.support, buffers, 1)
             prediction = self.predict(params, _copies(buffers), task.query.x)
             losses.append(self.loss(prediction, task.query.y))
             logs.append(_accuracy(prediction, task.query.y))
         return torch.stack(losses), {name: torch.stack([log[name] for log in logs]) for name in logs[0]}
 
-    def _unroll(
-        self, params: Tensors, support: Batch, buffers: Tensors, steps: int, state: RuleState | None = None
-    ) -> Unrolled:
+    def _unroll(self, params: Tensors, state: RuleState, support: Batch, buffers: Tensors, steps: int) -> Unrolled:
         return unroll(
             self.rule,
             self._support_loss(support, buffers),
             params,
-            self.rule.init_state(params) if state is None else state,
+            state,
             steps=steps,
             first_order=self.first_order,
         )
@@ -333,23 +332,13 @@ def _cloned(model: nn.Module) -> Tensors:
     return _copies(dict(model.named_buffers()))
 
 
-def _norms_with_statistics(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
-    """Batch and instance norm, which may keep running statistics."""
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-
-
 @contextmanager
 def _adaptable(model: nn.Module) -> Iterator[None]:
     """Lets every layer be differentiated twice: norms by their batch, attention in its mathematical form."""
-    norms = [(norm, norm.training, norm.track_running_stats) for norm in _norms_with_statistics(model)]
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    for norm, _, _ in norms:
-        norm.training, norm.track_running_stats = True, False
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with norms_by(model, batch=True), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for norm, training, tracked in norms:
-            norm.training, norm.track_running_stats = training, tracked

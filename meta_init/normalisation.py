@@ -1,4 +1,4 @@
-"""Normalisation layers whose second derivatives are right under vmap.
+"""Which statistics normalisation layers use, and layers whose second derivatives are right under vmap.
 
 vmap splits the backward of torch's fused normalisation into simpler operations that take the saved mean and inverse
 deviation for constants. Differentiating it once more, from outside vmap, then silently gives wrong numbers for batch,
@@ -9,13 +9,36 @@ differentiates correctly. Models need not change. The same goes for the padding 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+
+def norms_with_statistics(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    """Batch and instance norm, which may keep running statistics."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+
+
+@contextmanager
+def norms_by(model: nn.Module, *, batch: bool) -> Iterator[None]:
+    """Norms by the statistics of the batch at hand, or by running ones, whatever ``train()`` and ``eval()`` say.
+
+    Running statistics are not written.
+    """
+    norms = norms_with_statistics(model)
+    before = [(norm.training, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.training, norm.track_running_stats = batch, norm.track_running_stats and not batch
+    try:
+        yield
+    finally:
+        for norm, (training, tracked) in zip(norms, before, strict=True):
+            norm.training, norm.track_running_stats = training, tracked
 
 
 class differentiable_twice(TorchFunctionMode):

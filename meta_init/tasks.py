@@ -60,6 +60,8 @@ def supervised_loss(prediction: Tensor, target: Tensor) -> Tensor:
         try:
             return F.cross_entropy(prediction, target)
         except IndexError as error:
+            if prediction.dim() < 2:
+                raise  # not about labels, but about axes that are not there
             count = prediction.shape[1]
             raise ValueError(
                 f"labels must be from 0 to {count - 1}, since the model has {count} outputs: {error}"
@@ -95,7 +97,8 @@ def as_tasks(batch: Any) -> Task | Sequence[Task]:
     torch.float32
     """
     if not isinstance(batch, Mapping):
-        return batch  # type: ignore[no-any-return]  # count_tasks says what is wrong with it
+        tasks: Task | Sequence[Task] = batch  # if it is something else, count_tasks says what is wrong with it
+        return tasks
     for names in _PARTS:
         if set(batch) == set(names):
             return Task(*(_pair(batch[name], f"batch[{name!r}]") for name in names))

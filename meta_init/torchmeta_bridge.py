@@ -124,11 +124,11 @@ def _declare_operators() -> None:
         for library in Path(folder).glob("_C*"):
             # A library that was built for another torch. Where it loads, torchvision will find it loaded.
             with suppress(OSError):
-                torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+                torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]  # torch's gap
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            fragment = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-            fragment.define(name + schema)  # type: ignore[no-untyped-call]
+            fragment = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's gap
+            fragment.define(name + schema)  # type: ignore[no-untyped-call]  # torch's gap
             _declared.append(fragment)
 
 

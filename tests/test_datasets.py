@@ -13,7 +13,6 @@ from meta_init.datasets import (
     class_folders,
     mini_imagenet,
     omniglot,
-    pictures,
     read_split,
     split_classes,
     tensor_classes,
@@ -63,15 +62,6 @@ def test_grayscale_has_no_channels(tmp_path):
     classes = class_folders(root, size=5, grayscale=True, cache=tmp_path / "cache")
     assert classes.x.shape == (9, 5, 5)
     assert class_folders(root, size=5, cache=tmp_path / "cache").x.shape == (9, 3, 5, 5)
-
-
-@pytest.fixture
-def opened(monkeypatch):
-    """The pictures that were decoded."""
-    files = []
-    read = pictures._read
-    monkeypatch.setattr(pictures, "_read", lambda file, *rest: files.append(file.name) or read(file, *rest))
-    return files
 
 
 def test_pictures_are_read_once(tmp_path, opened):

@@ -175,14 +175,14 @@ def tiny(change=lambda config: None):
 @needs_omniglot
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_configuration_trains(file, monkeypatch):
-    """One step with one task, which is kept as the best."""
+    """Two epochs, since some validate after every second one, of a step with one task; one of them is kept as best."""
     monkeypatch.setattr("meta_init.sources.omniglot", read_once)
     size = [f"--data.init_args.{name}=1" for name in ("meta_batch_size", "steps_per_epoch", "eval_tasks")]
-    options = ["--data.init_args.eval_batch_size=1", "--trainer.max_steps=1", "--trainer.accelerator=cpu"]
+    options = ["--data.init_args.eval_batch_size=1", "--trainer.max_steps=2", "--trainer.accelerator=cpu"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     main(["fit", "--config", str(file), *size, *options, *quiet])
     (best,) = Path().rglob("best.ckpt")
-    assert torch.load(best, weights_only=False)["global_step"] == 1
+    assert torch.load(best, weights_only=False)["global_step"] in (1, 2)
     assert list(Path().rglob("metrics.csv"))
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from meta_init.datasets import Classes, mini_imagenet, pictures
+from meta_init.datasets import Classes, mini_imagenet
 from meta_init.episodes import Episodes
 from tests.python2 import python2
 
@@ -39,15 +39,6 @@ def is_in_order(classes, names):
         for number in range(EACH):
             colour = classes.x[start + number, :, 3, 3].tolist()
             assert colour == [20 * label_of(name), 50 * number, 7], (name, number)
-
-
-@pytest.fixture
-def opened(monkeypatch):
-    """The pictures that were decoded."""
-    files = []
-    read = pictures._read
-    monkeypatch.setattr(pictures, "_read", lambda file, *rest: files.append(file.name) or read(file, *rest))
-    return files
 
 
 def csv_layout(root):

@@ -109,7 +109,7 @@ def machine() -> str:
     return f"{device}, {platform.machine()}, torch {torch.__version__}"
 
 
-def test(row: str, iterations: int | None) -> None:
+def test(row: str, iterations: int | None, remark: str) -> None:
     """Takes the selected checkpoint to fresh tasks of test classes and writes what it did."""
     config, run = config_file(row, iterations), folder(row, iterations)
     module, data = built(config)
@@ -128,10 +128,12 @@ def test(row: str, iterations: int | None) -> None:
         "planned": planned(row, iterations),
         "selected": int(best["global_step"]),
         "meta_batch_size": data.meta_batch_size,
+        "validation_tasks": data.eval_tasks,
         "validation": float(callback(best, "ModelCheckpoint", "val/accuracy")["best_model_score"]),
         "seeds": {"torch": 1, "tasks": data.seed, "classes": 0},
         "train_hours": sum(seconds[part] for part in ("train", "validate")) / 3600,
         "machine": machine(),
+        "remark": remark,
         "steps": at,
         "tasks": len(curves),
         "accuracy": float(curves[:, at].mean()),
@@ -182,6 +184,7 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", metavar="ROW")
     parser.add_argument("--minutes", type=float, help="of training, for all rows together; call it again to go on")
     parser.add_argument("--iterations", type=int, help="another number than the configuration's, in a run of its own")
+    parser.add_argument("--remark", default="", help="what a reader should know of the training, for test")
     args = parser.parse_args()
     rows = sorted(file.stem for file in CONFIGS.glob("*.yaml")) if args.rows == ["all"] else args.rows
     for row in rows:
@@ -196,8 +199,10 @@ def main() -> None:
             left = None if args.minutes is None else args.minutes - (time.monotonic() - start) / 60
             if left is None or left > 0.5:  # less is not worth the start
                 train(row, args.iterations, left)
+        elif args.what == "test":
+            test(row, args.iterations, args.remark)
         else:
-            {"test": test, "publish": publish}[args.what](row, args.iterations)
+            publish(row, args.iterations)
 
 
 if __name__ == "__main__":

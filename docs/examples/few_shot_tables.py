@@ -82,10 +82,11 @@ def card(row: str, result: dict[str, Any], half: float) -> str:
         f"- Configuration: `docs/configs/few-shot/{row}.yaml`, also in the file.",
         f"- Command: `{result['command']}`.",
         f"- {result['iterations']:,} iterations of {result['meta_batch_size']} tasks; this is the state after",
-        f"  {result['selected']:,}, which did best on 200 tasks of 100 validation characters",
+        f"  {result['selected']:,}, which did best on {result['validation_tasks']} tasks of 100 validation characters",
         f"  ({100 * result['validation']:.2f} %).",
         f"- Seeds: weights {seeds['torch']}, tasks {seeds['tasks']}, division of the characters {seeds['classes']}.",
-        f"- {result['train_hours']:.1f} hours on a busy machine ({result['machine']}).",
+        f"- {result['train_hours']:.1f} hours on a busy machine; tested on {result['machine']}.",
+        *([f"- {result['remark']}"] if result["remark"] else []),
         "",
         "## Result",
         "",
@@ -139,7 +140,7 @@ def _omniglot(results: list[dict[str, Any]]) -> list[str]:
         "",
         "How each was made. *Selected* is the iteration that did best on validation characters.",
         "",
-        "| row | iterations, selected | tasks an iteration | steps at test | hours | machine |",
+        "| row | iterations, selected | tasks an iteration | steps at test | hours | tested on |",
         "|---|---|---|---|---|---|",
     ]
     for one in results:
@@ -148,6 +149,7 @@ def _omniglot(results: list[dict[str, Any]]) -> list[str]:
             f"| [{one['row']}](../../configs/few-shot/{one['row']}.yaml) | {iterations} | {one['meta_batch_size']} | "
             f"{one['steps']} | {one['train_hours']:.1f} | {one['machine']} |"
         )
+    lines += ["", *(f"- {one['row']}: {one['remark']}" for one in results if one["remark"])]
     lines += ["", "Each row: `python docs/examples/few_shot.py train ROW` and then `test ROW`."]
     return lines
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from meta_init.baselines.encoders import norms_by, without_running_statistics
+from meta_init.baselines.encoders import without_running_statistics
 from meta_init.learner import Evaluation
+from meta_init.normalisation import norms_by
 from meta_init.tasks import Batch, Task, as_tasks, check_batch, count_tasks
 
 STATISTICS = ("running", "episode")

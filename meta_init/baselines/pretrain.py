@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from learned_optim import SGDRule
-from meta_init.baselines.encoders import embedded, norms_by, without_running_statistics
+from meta_init.baselines.encoders import embedded, without_running_statistics
 from meta_init.baselines.metric import count_ways, slices, stacked
 from meta_init.learner import Evaluation, MetaLearner
+from meta_init.normalisation import norms_by
 from meta_init.tasks import Batch, Task, as_tasks, check_batch, count_tasks, supervised_loss
 
 
@@ -27,7 +28,8 @@ def pooled(tasks: Task | Sequence[Task]) -> Batch:
     count_tasks(tasks)
     groups = [tree_map(lambda leaf: leaf.flatten(0, 1), tasks)] if isinstance(tasks, Task) else tasks
     batches = [batch for group in groups for batch in group]
-    return tree_map(lambda *leaves: torch.cat(leaves), *batches)  # type: ignore[no-any-return]
+    batch: Batch = tree_map(lambda *leaves: torch.cat(leaves), *batches)
+    return batch
 
 
 class Pooled(MetaLearner):

@@ -22,7 +22,8 @@ class WeightedL1(nn.Module):
 
     def forward(self, tasks: Embedded) -> Tensor:
         """The logit of being of the same class."""
-        return self.weigh((tasks.query.unsqueeze(2) - tasks.support.unsqueeze(1)).abs()).squeeze(-1)  # type: ignore[no-any-return]
+        scores: Tensor = self.weigh((tasks.query.unsqueeze(2) - tasks.support.unsqueeze(1)).abs())
+        return scores.squeeze(-1)
 
 
 def pair_losses(scores: Tensor, tasks: Embedded, targets: Tensor) -> Tensor:

@@ -204,8 +204,8 @@ class _Machine:
         elif isinstance(target, numpy.ndarray) and not target.size:
             _, shape, dtype, by_columns, content = state
             content, kind = self._checked(content, shape, dtype)
-            # Its types ask for NumPy's own bool, which it refuses.
-            target.__setstate__((1, shape, kind, bool(by_columns), bytes(content)))  # type: ignore[arg-type]
+            state = (1, shape, kind, bool(by_columns), bytes(content))
+            target.__setstate__(state)  # type: ignore[arg-type]  # typed for NumPy's own bool, which it refuses
         else:
             raise _RefusedError(f"changes in a {type(target).__name__}")
 
