@@ -1,6 +1,7 @@
 """Learned initialisations: MAML and its relatives on any model, tasks to learn from, and baselines."""
 
 from meta_init.algorithms import ALGORITHMS, anil, fomaml, maml, maml_plus_plus, meta_learner_lstm, meta_sgd, reptile
+from meta_init.class_batches import ClassBatches
 from meta_init.datasets import (
     Classes,
     class_folders,
@@ -13,16 +14,23 @@ from meta_init.datasets import (
 )
 from meta_init.episodes import Episodes
 from meta_init.learner import Adapted, Evaluation, MetaLearner
-from meta_init.models import few_shot_conv, few_shot_mlp, sine_mlp
+from meta_init.models import conv_encoder, few_shot_conv, few_shot_mlp, sine_mlp
 from meta_init.saving import load_initialisation, load_learner, save_learner
 from meta_init.sinusoids import Sinusoids
-from meta_init.sources import mini_imagenet_episodes, omniglot_classes, omniglot_episodes
+from meta_init.sources import (
+    mini_imagenet_batches,
+    mini_imagenet_episodes,
+    omniglot_batches,
+    omniglot_classes,
+    omniglot_episodes,
+)
 from meta_init.tasks import Batch, Task, TaskSource, as_tasks, supervised_loss
 
 __all__ = [
     "ALGORITHMS",
     "Adapted",
     "Batch",
+    "ClassBatches",
     "Classes",
     "Episodes",
     "Evaluation",
@@ -33,6 +41,7 @@ __all__ = [
     "anil",
     "as_tasks",
     "class_folders",
+    "conv_encoder",
     "few_shot_conv",
     "few_shot_mlp",
     "fomaml",
@@ -43,8 +52,10 @@ __all__ = [
     "meta_learner_lstm",
     "meta_sgd",
     "mini_imagenet",
+    "mini_imagenet_batches",
     "mini_imagenet_episodes",
     "omniglot",
+    "omniglot_batches",
     "omniglot_classes",
     "omniglot_episodes",
     "read_split",

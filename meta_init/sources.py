@@ -1,9 +1,10 @@
-"""The episodes of the published experiments, by name and part: what a configuration file can ask for."""
+"""The tasks of the published experiments, by name and part: what a configuration file can ask for."""
 
 from __future__ import annotations
 
 import os
 
+from meta_init.class_batches import ClassBatches
 from meta_init.datasets import Classes, mini_imagenet, omniglot, split_classes
 from meta_init.episodes import Episodes
 
@@ -59,6 +60,29 @@ def omniglot_episodes(
     return Episodes(classes, ways=ways, shots=shots, queries=queries, rotations=rotations)
 
 
+def omniglot_batches(
+    part: str = "train",
+    *,
+    size: int = 64,
+    rotations: str = "none",
+    root: str | os.PathLike[str] | None = None,
+    split_seed: int = 0,
+    download: bool = False,
+) -> ClassBatches:
+    """Batches of Omniglot's characters under global labels, to train a classifier of all of a part's characters.
+
+    Args:
+        part: ``"train"``, ``"val"`` or ``"test"``; see `omniglot_classes`.
+        size: See `ClassBatches`.
+        rotations: See `ClassBatches`.
+        root: Where the data is; see `learned_optim.data_root`.
+        split_seed: Of the division of the characters.
+        download: See `omniglot`.
+    """
+    classes = omniglot_classes(part, root=root, split_seed=split_seed, download=download)
+    return ClassBatches(classes, size=size, rotations=rotations)
+
+
 def mini_imagenet_episodes(
     part: str = "train",
     *,
@@ -76,7 +100,24 @@ def mini_imagenet_episodes(
         queries: Of each class.
         root: Where the data is; see `learned_optim.data_root`.
     """
+    return Episodes(_mini_imagenet_classes(part, root), ways=ways, shots=shots, queries=queries)
+
+
+def mini_imagenet_batches(
+    part: str = "train", *, size: int = 64, root: str | os.PathLike[str] | None = None
+) -> ClassBatches:
+    """Batches of mini-ImageNet's images under global labels, to train a classifier of all of a part's classes.
+
+    Args:
+        part: ``"train"``, ``"val"`` or ``"test"``: 64, 16 and 20 classes.
+        size: See `ClassBatches`.
+        root: Where the data is; see `learned_optim.data_root`.
+    """
+    return ClassBatches(_mini_imagenet_classes(part, root), size=size)
+
+
+def _mini_imagenet_classes(part: str, root: str | os.PathLike[str] | None) -> Classes:
     parts = mini_imagenet(root)
     if part not in parts:
-        raise ValueError(f"mini_imagenet_episodes: unknown part {part!r}; there are {list(parts)}")
-    return Episodes(parts[part], ways=ways, shots=shots, queries=queries)
+        raise ValueError(f"mini-ImageNet: unknown part {part!r}; there are {list(parts)}")
+    return parts[part]

@@ -8,15 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from meta_init import Batch, Classes, Episodes, Sinusoids, Task, few_shot_conv, maml
+from meta_init import Batch, ClassBatches, Classes, Episodes, Sinusoids, Task, conv_encoder, few_shot_conv, maml
 from meta_init.baselines import (
-    ClassBatches,
     Embedded,
     FullContext,
     MetricLearner,
     OracleSinusoids,
     Pretrained,
-    conv_encoder,
+    PretrainedNeighbour,
     matching,
     nearest_neighbour,
     oracle,
@@ -48,6 +47,7 @@ METRIC = {
 LEARNERS = METRIC | {
     "pretrained": lambda encoder: Pretrained(encoder, size=SIZE, classes=WAYS, lr=0.3, steps=2),
     "pretrained, head only": lambda encoder: Pretrained(encoder, size=SIZE, classes=WAYS, steps=2, head_only=True),
+    "pretrained neighbour": lambda encoder: PretrainedNeighbour(encoder, size=SIZE, classes=WAYS),
     "pretrained on all": lambda encoder: pretrained_on_all(
         nn.Sequential(*encoder, nn.Linear(SIZE, WAYS)), lr=0.3, steps=2
     ),
@@ -364,6 +364,21 @@ def test_fine_tuning_equals_a_loop(head_only):
         assert_close(learner.adapt(support)(query.x), logits(query.x).detach())
 
 
+def test_a_pretrained_neighbour_trains_as_the_classifier_and_judges_by_its_features():
+    learner = PretrainedNeighbour(encoder(), size=SIZE, classes=9, similarity="euclidean").double()
+    classifier = Pretrained(learner.encoder, size=SIZE, classes=9).double()
+    classifier.head = learner.head
+    neighbour = nearest_neighbour(learner.encoder, similarity="euclidean")
+    tasks = episodes()
+    loss, logs = learner.outer_loss(tasks)
+    expected, _ = classifier.outer_loss(tasks)
+    assert_close(loss, expected)
+    assert set(logs) == {"query_loss", "accuracy"}
+    assert_close(learner.evaluate(tasks, 3), neighbour.evaluate(tasks))
+    support, query = next(iter(single(tasks)))
+    assert_close(learner.adapt(support)(query.x), neighbour.adapt(support)(query.x))
+
+
 def test_pretraining_pools_all_examples_of_all_tasks():
     learner, (support, query) = made("pretrained"), episodes()
     x = torch.cat([support.x.flatten(0, 1), query.x.flatten(0, 1)])
@@ -459,6 +474,9 @@ def test_encoders_give_one_vector_of_the_papers_size():
     assert conv_encoder()(torch.zeros(2, 28, 28)).shape == (2, 64)
     assert conv_encoder(size=84, channels=3, filters=8)(torch.zeros(2, 3, 84, 84)).shape == (2, 200)
     assert few_shot_conv(5)[:-1](torch.zeros(2, 28, 28)).shape == (2, 64)
+    pooled = few_shot_conv(5, filters=8, size=84, channels=3, pool=True)
+    assert pooled[:-1](torch.zeros(2, 3, 84, 84)).shape == (2, 200)
+    assert pooled(torch.zeros(2, 3, 84, 84)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("encoder", [conv_encoder, lambda: few_shot_conv(5)[:-1]])
@@ -554,6 +572,10 @@ BAD = {
         lambda: Pretrained(bare(), size=SIZE, classes=3, head_only=True),
         "batch norm '2' keeps no running statistics, which head_only=True needs",
     ),
+    "similarity of features": (
+        lambda: PretrainedNeighbour(encoder(), size=SIZE, classes=3, similarity="l3"),
+        "unknown similarity 'l3'",
+    ),
     "similarity": (lambda: nearest_neighbour(similarity="l3"), r"unknown similarity 'l3'; there are \['cosine', 'eucl"),
     "scale": (lambda: matching(encoder(), scale=0.0), "scale must be a finite number > 0, got 0.0"),
     "reads": (lambda: FullContext(4, reads=0), "reads must be >= 1, got 0"),
@@ -571,6 +593,7 @@ BAD = {
         r"only square images can be rotated, got shape \(3,\)",
     ),
     "small images": (lambda: conv_encoder(size=15), "4 blocks halve images of size 15 to nothing; size must be >= 16"),
+    "small images for a classifier": (lambda: few_shot_conv(5, size=15, pool=True), "size must be >= 16"),
 }
 
 

@@ -15,7 +15,7 @@ from meta_init.sources import OMNIGLOT_PARTS, omniglot_classes, omniglot_episode
 ROOT = Path(__file__).parent.parent
 RESULTS, CONFIGS = ROOT / "docs" / "results" / "few-shot", ROOT / "docs" / "configs" / "few-shot"
 CARDS = ROOT / "learned_optim" / "checkpoints"
-ROWS = sorted(file.stem for file in RESULTS.glob("omniglot-*.json"))
+ROWS = sorted(file.stem for file in RESULTS.glob("*-*w*s-*.json"))
 LEARNERS = [name for name in available_checkpoints() if re.fullmatch("omniglot-[a-z0-9-]+", name)]
 
 
@@ -43,7 +43,7 @@ def test_the_page_is_made_from_the_files(tables):
 @pytest.mark.parametrize("row", ROWS)
 def test_each_row_has_its_configuration_and_says_how_it_was_made(row, tables):
     found, config = result(row), (CONFIGS / f"{row}.yaml").read_text()
-    _, setting = tables.place(row)
+    *_, setting = tables.place(row)
     assert setting == f"{found['ways']}w{found['shots']}s"
     longer = f"--iterations {found['planned']}"
     assert f"max_steps: {found['planned']}\n" in config or longer in found["command"]

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.Jsonar
 CONFIGS = sorted((Path(__file__).parents[1] / "docs/configs/few-shot").glob("*.yaml"))
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 read_once = cache(omniglot)
-needs_omniglot = pytest.mark.skipif(not (data_root() / "omniglot").exists(), reason="needs Omniglot")
+OMNIGLOT = (data_root() / "omniglot").exists()
 
 
 @pytest.fixture(autouse=True)
@@ -172,13 +172,38 @@ def tiny(change=lambda config: None):
     return "tiny.yaml"
 
 
-@needs_omniglot
+@cache
+def noise(root=None):
+    """As much of mini-ImageNet as two queries of 5-shot tasks need: its classes and size, and no picture of it."""
+    generator = torch.Generator().manual_seed(0)
+    counts = {"train": 64, "val": 16, "test": 20}
+    return {
+        part: Classes(
+            f"noise, {part}",
+            torch.randint(256, (7 * count, 3, 84, 84), dtype=torch.uint8, generator=generator),
+            [f"{part} {i}" for i in range(count)],
+            [7] * count,
+        )
+        for part, count in counts.items()
+    }
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_configuration_trains(file, monkeypatch):
     """Two epochs, since some validate after every second one, of a step with one task; one of them is kept as best."""
+    mini = file.stem.startswith("mini-imagenet")
+    if not mini and not OMNIGLOT:
+        pytest.skip("needs Omniglot")
     monkeypatch.setattr("meta_init.sources.omniglot", read_once)
+    monkeypatch.setattr("meta_init.sources.mini_imagenet", noise)
     size = [f"--data.init_args.{name}=1" for name in ("meta_batch_size", "steps_per_epoch", "eval_tasks")]
     options = ["--data.init_args.eval_batch_size=1", "--trainer.max_steps=2", "--trainer.accelerator=cpu"]
+    if mini:
+        roles = ["val_tasks", "test_tasks"] + (["tasks"] if "mini_imagenet_batches" not in file.read_text() else [])
+        options += [f"--data.init_args.{role}.init_args.queries=2" for role in roles]
+        options += ["--model.init_args.eval_steps=1"]  # its pictures are large
+        if "    steps:" in file.read_text():
+            options += ["--model.init_args.steps=1"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     main(["fit", "--config", str(file), *size, *options, *quiet])
     (best,) = Path().rglob("best.ckpt")

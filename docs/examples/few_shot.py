@@ -1,4 +1,4 @@
-"""The rows of the Omniglot tables: train them in resumable pieces, test them, print the tables.
+"""The rows of the few-shot tables: train them in resumable pieces, test them, print the tables.
 
     python docs/examples/few_shot.py train ROW ... [--iterations 60000] [--minutes 9]
     python docs/examples/few_shot.py test ROW ... [--iterations 60000]
@@ -8,7 +8,7 @@
 A ROW is the name of a file in docs/configs/few-shot; ``all`` stands for every one. ``train`` is
 ``learned-optim fit --config docs/configs/few-shot/ROW.yaml`` that goes on where it was interrupted, in pieces of so
 many minutes if asked to, on a GPU where there is one. ``test`` takes the checkpoint that did best on validation classes
-to 600 tasks of the 423 test classes, which no training or selection saw, and writes docs/results/few-shot/ROW.json.
+to 600 tasks of the test classes, which no training or selection saw, and writes docs/results/few-shot/ROW.json.
 ``table`` makes docs/results/few-shot/README.md from these files. ``publish`` writes bundled checkpoints.
 """
 
@@ -118,7 +118,7 @@ def test(row: str, iterations: int | None, remark: str) -> None:
     curves = accuracies(module.learner, data, max(module.eval_steps, 10))
     at = module.eval_steps if curves.shape[1] > 1 else 0
     seconds = callback(last, "Timer")["time_elapsed"]
-    task, longer = data.tasks, f" --iterations {iterations}" if iterations else ""
+    task, longer = data.test_tasks, f" --iterations {iterations}" if iterations else ""
     result = {
         "row": row,
         "command": f"python docs/examples/few_shot.py train {row}{longer}, then test {row}{longer}",
@@ -167,13 +167,13 @@ def publish(row: str, iterations: int | None) -> None:
 
 def accuracies(learner: Any, data: Any, steps: int) -> torch.Tensor:
     """After 0, 1, ... steps on each of the test tasks, shape (600, steps + 1)."""
-    batches = TaskBatches(data.test_tasks, size=50, seed=data.seed, role="test")
-    return torch.cat([learner.evaluate(batches[i], steps).accuracies for i in range(TASKS // 50)])
+    batches = TaskBatches(data.test_tasks, size=data.eval_batch_size, seed=data.seed, role="test")
+    return torch.cat([learner.evaluate(batches[i], steps).accuracies for i in range(TASKS // data.eval_batch_size)])
 
 
 def table() -> None:
     """Makes the page from the result files."""
-    results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("omniglot-*.json"))]
+    results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*-*w*s-*.json"))]
     write_atomically(RESULTS / "README.md", page(results, RESULTS).encode())
     print((RESULTS / "README.md").read_text())
 

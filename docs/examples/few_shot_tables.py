@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-LECTURE = {
+OMNIGLOT = {
     "MANN, no conv (cited)": {"5w1s": "82.8", "5w5s": "94.9"},
     "MAML, no conv": {"5w1s": "89.7 ± 1.1", "5w5s": "97.5 ± 0.6"},
     "Siamese nets": {"5w1s": "97.3", "5w5s": "98.4", "20w1s": "88.2", "20w5s": "97.0"},
@@ -18,6 +18,19 @@ LECTURE = {
 }
 """The lecture's table, in per cent. Systems that are cited are not rerun here."""
 
+MINI_IMAGENET = {
+    "Pretrained, fine-tuned": {"5w1s": "28.86 ± 0.54", "5w5s": "49.79 ± 0.79"},
+    "Nearest neighbour": {"5w1s": "41.08 ± 0.70", "5w5s": "51.04 ± 0.65"},
+    "Matching nets": {"5w1s": "43.56", "5w5s": "55.31", "20w1s": "17.31", "20w5s": "22.69"},
+    "Meta-learner LSTM": {"5w1s": "43.44", "5w5s": "60.60", "20w1s": "16.70", "20w5s": "26.06"},
+    "First-order MAML": {"5w1s": "48.07", "5w5s": "63.15"},
+    "MAML": {"5w1s": "48.70", "5w5s": "63.11", "20w1s": "16.49", "20w5s": "19.29"},
+    "Meta-SGD": {"5w1s": "50.47", "5w5s": "64.03", "20w1s": "17.56", "20w5s": "28.92"},
+}
+"""The lecture's table, in per cent."""
+
+LECTURE = {"omniglot": OMNIGLOT, "mini-imagenet": MINI_IMAGENET}
+
 SYSTEMS = {
     "no-conv-maml": "MAML, no conv",
     "siamese": "Siamese nets",
@@ -28,19 +41,21 @@ SYSTEMS = {
     "reptile": "Reptile",
     "anil": "ANIL",
     "maml-plus-plus": "MAML++",
+    "meta-learner-lstm": "Meta-learner LSTM",
     "prototypical": "Prototypical nets",
-    "nearest-neighbour": "Nearest neighbour, pixels",
+    "nearest-neighbour": "Nearest neighbour",
     "fine-tuning": "Pretrained, fine-tuned",
 }
-"""What stands behind ``omniglot-5w1s-`` in a row's name, and the system's name in the table."""
+"""What stands behind ``omniglot-5w1s-`` in a row's name, and the system's name in the tables."""
 
 SETTINGS = {"5w1s": "5-way 1-shot", "5w5s": "5-way 5-shot", "20w1s": "20-way 1-shot", "20w5s": "20-way 5-shot"}
 
 
-def place(row: str) -> tuple[str, str]:
-    """System and setting of a row's name."""
-    _, setting, system = row.split("-", 2)
-    return SYSTEMS[system], setting
+def place(row: str) -> tuple[str, str, str]:
+    """Data, system and setting of a row's name, such as ``mini-imagenet-5w1s-maml``."""
+    data = next(data for data in LECTURE if row.startswith(data))
+    setting, system = row.removeprefix(f"{data}-").split("-", 1)
+    return data, SYSTEMS[system], setting
 
 
 def percent(result: dict[str, Any]) -> str:
@@ -55,7 +70,9 @@ def page(results: list[dict[str, Any]], folder: Path) -> str:
         results: The contents of the rows' files.
         folder: Where sine-table.json and sine-figures.json are, if they are.
     """
-    return "\n".join([*_omniglot(results), *_sines(folder), ""])
+    of = {data: [one for one in results if place(one["row"])[0] == data] for data in LECTURE}
+    parts = [_omniglot(of["omniglot"]), _mini_imagenet(of["mini-imagenet"]), _sines(folder)]
+    return "\n".join([*(line for part in parts for line in part), ""])
 
 
 def card(row: str, result: dict[str, Any], half: float) -> str:
@@ -66,8 +83,8 @@ def card(row: str, result: dict[str, Any], half: float) -> str:
         result: The row's file.
         half: Its accuracy as it is written, in half precision.
     """
-    system, setting = place(row)
-    known = LECTURE.get(system, {}).get(setting)
+    data, system, setting = place(row)
+    known = LECTURE[data].get(system, {}).get(setting)
     seeds = result["seeds"]
     curve = ", ".join(f"{100 * value:.1f}" for value in result["curve"])
     lines = [
@@ -111,9 +128,7 @@ def card(row: str, result: dict[str, Any], half: float) -> str:
 
 
 def _omniglot(results: list[dict[str, Any]]) -> list[str]:
-    ours = {place(one["row"]): one for one in results}
-    systems = [*LECTURE, *(name for name in SYSTEMS.values() if name not in LECTURE)]
-    lines = [
+    return [
         "# Few-shot learning: results",
         "",
         "Made by `python docs/examples/few_shot.py table` from the files beside this page.",
@@ -125,21 +140,52 @@ def _omniglot(results: list[dict[str, Any]]) -> list[str]:
         "of a task turned by a random multiple of 90 degrees, in training and test, K query images for each class, and",
         "batch norm by the statistics of its batch, as in the released code of MAML.",
         "",
-        "| | " + " | ".join(SETTINGS.values()) + " |",
-        "|---" * (len(SETTINGS) + 1) + "|",
-    ]
-    for system in systems:
-        cells = []
-        for setting in SETTINGS:
-            one, known = ours.get((system, setting)), LECTURE.get(system, {}).get(setting)
-            found = f"**{percent(one)}**" if one else ""
-            cells.append(" ".join([found, f"({known})" if known else ""]).strip())
-        if any(cells):
-            lines.append(f"| {system} | " + " | ".join(cells) + " |")
-    lines += [
+        *_accuracies("omniglot", results),
         "",
         "How each was made. *Selected* is the iteration that did best on validation characters.",
         "",
+        *_trainings(results),
+        "",
+        "Each row: `python docs/examples/few_shot.py train ROW` and then `test ROW`.",
+    ]
+
+
+def _mini_imagenet(results: list[dict[str, Any]]) -> list[str]:
+    made = ["How each was made.", "", *_trainings(results)] if results else ["None was run here: we lack the data."]
+    return [
+        "",
+        "## mini-ImageNet",
+        "",
+        "Accuracy in per cent on 600 tasks of Ravi and Larochelle's 20 test classes; the lecture's number in",
+        "parentheses. Each row: `python docs/examples/few_shot.py train ROW` and then `test ROW`, where ROW is a",
+        "`mini-imagenet-...` in [the configurations](../../configs/few-shot), for 84 x 84 pictures in one of the four",
+        "layouts that `meta_init.mini_imagenet` reads.",
+        "",
+        *_accuracies("mini-imagenet", results),
+        "",
+        *made,
+    ]
+
+
+def _accuracies(data: str, results: list[dict[str, Any]]) -> list[str]:
+    """Systems by settings."""
+    ours = {place(one["row"])[1:]: one for one in results}
+    known = LECTURE[data]
+    lines = ["| | " + " | ".join(SETTINGS.values()) + " |", "|---" * (len(SETTINGS) + 1) + "|"]
+    for system in [*known, *(name for name in SYSTEMS.values() if name not in known)]:
+        cells = []
+        for setting in SETTINGS:
+            one, theirs = ours.get((system, setting)), known.get(system, {}).get(setting)
+            found = f"**{percent(one)}**" if one else ""
+            cells.append(" ".join([found, f"({theirs})" if theirs else ""]).strip())
+        if any(cells):
+            lines.append(f"| {system} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _trainings(results: list[dict[str, Any]]) -> list[str]:
+    """How long each row was trained, and on what."""
+    lines = [
         "| row | iterations, selected | tasks an iteration | steps at test | hours | tested on |",
         "|---|---|---|---|---|---|",
     ]
@@ -149,9 +195,7 @@ def _omniglot(results: list[dict[str, Any]]) -> list[str]:
             f"| [{one['row']}](../../configs/few-shot/{one['row']}.yaml) | {iterations} | {one['meta_batch_size']} | "
             f"{one['steps']} | {one['train_hours']:.1f} | {one['machine']} |"
         )
-    lines += ["", *(f"- {one['row']}: {one['remark']}" for one in results if one["remark"])]
-    lines += ["", "Each row: `python docs/examples/few_shot.py train ROW` and then `test ROW`."]
-    return lines
+    return [*lines, "", *(f"- {one['row']}: {one['remark']}" for one in results if one["remark"])]
 
 
 def _sines(folder: Path) -> list[str]:

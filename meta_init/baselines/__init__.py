@@ -4,25 +4,22 @@ Each is a module with the methods of `MetaLearner`: ``outer_loss(tasks)`` gives 
 ``evaluate(tasks, steps)`` an `Evaluation`, ``adapt(support)`` a predictor.
 """
 
-from meta_init.baselines.class_batches import ClassBatches
-from meta_init.baselines.encoders import conv_encoder
 from meta_init.baselines.matching import FullContext, matching
 from meta_init.baselines.metric import Embedded, MetricLearner
-from meta_init.baselines.nearest_neighbour import nearest_neighbour
+from meta_init.baselines.nearest_neighbour import PretrainedNeighbour, nearest_neighbour
 from meta_init.baselines.pretrain import Pooled, Pretrained, pretrained_on_all
 from meta_init.baselines.prototypical import prototypical
 from meta_init.baselines.siamese import siamese
 from meta_init.baselines.sine import OracleSinusoids, oracle
 
 __all__ = [
-    "ClassBatches",
     "Embedded",
     "FullContext",
     "MetricLearner",
     "OracleSinusoids",
     "Pooled",
     "Pretrained",
-    "conv_encoder",
+    "PretrainedNeighbour",
     "matching",
     "nearest_neighbour",
     "oracle",

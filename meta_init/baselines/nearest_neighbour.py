@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from meta_init.baselines.matching import cosines
 from meta_init.baselines.metric import Embedded, MetricLearner, of_the_best
+from meta_init.baselines.pretrain import Pretrained
 from meta_init.baselines.prototypical import squared_distances
+from meta_init.learner import Evaluation
+from meta_init.tasks import Batch, Task
 
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": cosines,
@@ -46,3 +49,43 @@ def nearest_neighbour(
         return of_the_best(alike(tasks.query, tasks.support), tasks)
 
     return MetricLearner(nn.Flatten() if encoder is None else encoder, compare, statistics=statistics)
+
+
+class PretrainedNeighbour(Pretrained):
+    """A classifier of all training classes whose features' nearest neighbour names the class in a new task.
+
+    `outer_loss` is that of `Pretrained`. A new task changes nothing: `adapt` and `evaluate` are those of
+    `nearest_neighbour` on the encoder's outputs, with batch norm by running statistics.
+
+    Args:
+        encoder: From inputs (N, ...) to embeddings; it is held, not copied.
+        size: D, of the embeddings.
+        classes: How many global labels there are.
+        similarity: See `nearest_neighbour`.
+
+    Raises:
+        ValueError: A count below 1, an unknown similarity, or a batch norm without running statistics.
+
+    Source: Ravi and Larochelle 2017, section 5.1, "nearest neighbour".
+
+    >>> learner = PretrainedNeighbour(nn.Flatten(), size=784, classes=1200)
+    """
+
+    def __init__(self, encoder: nn.Module, *, size: int, classes: int, similarity: str = "cosine") -> None:
+        super().__init__(encoder, size=size, classes=classes, head_only=True)
+        self.similarity = similarity
+        self._judge()  # which looks at similarity
+
+    def evaluate(self, tasks: Task | Sequence[Task], steps: int | None = None) -> Evaluation:
+        """See `MetricLearner.evaluate`."""
+        return self._judge().evaluate(tasks, steps)
+
+    def adapt(self, support: Batch, steps: int | None = None) -> Callable[[Tensor], Tensor]:
+        """See `MetricLearner.adapt`; ``steps`` is without effect."""
+        return self._judge().adapt(support)
+
+    def extra_repr(self) -> str:
+        return f"similarity={self.similarity!r}"
+
+    def _judge(self) -> MetricLearner:
+        return nearest_neighbour(self.encoder, similarity=self.similarity)
