@@ -8,11 +8,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_modules.data import TaskDataModule
 from lightning_modules.schedule import check_schedule, scheduled
-from meta_init import ALGORITHMS, MetaLearner, Sinusoids, Task, as_tasks, sine_mlp, supervised_loss
+from meta_init import ALGORITHMS, CompiledGradient, MetaLearner, Sinusoids, Task, as_tasks, sine_mlp, supervised_loss
 
 _INTERVAL = 1.96
 """Standard errors on each side of a mean for 95 %."""
@@ -39,6 +40,7 @@ class MAMLModule(pl.LightningModule):
             last step alone over so many epochs (multi-step loss).
         options: More arguments of the algorithm, such as ``{"head": "fc.*"}`` of ANIL.
         strategy: See `MetaLearner`.
+        compile: See `MetaLearner`; the time it takes is told.
         meta_batch_size: Tasks per step of the built-in sine waves.
         seed: Of the built-in sine waves.
         learner: Instead of model and algorithm: a `MetaLearner`, or any module with its ``outer_loss`` and
@@ -75,6 +77,7 @@ class MAMLModule(pl.LightningModule):
         multi_step_epochs: int = 0,
         options: Mapping[str, Any] | None = None,
         strategy: str = "auto",
+        compile: bool = False,
         meta_batch_size: int = 25,
         seed: int = 0,
         learner: nn.Module | None = None,
@@ -98,6 +101,7 @@ class MAMLModule(pl.LightningModule):
                 steps=steps,
                 loss=loss or supervised_loss,
                 strategy=strategy,
+                compile=compile,
                 **dict(options or {}),
             )
             if model is None:
@@ -124,7 +128,11 @@ class MAMLModule(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         tasks = as_tasks(batch)
         loss: Tensor
+        compiled: CompiledGradient | None = getattr(self.learner, "compiled", None)
+        before = compiled.seconds if compiled else 0.0
         loss, logs = self.learner.outer_loss(tasks)
+        if compiled and compiled.seconds > before:
+            rank_zero_info(f"The meta-gradient was compiled in {compiled.seconds - before:.1f} s.")
         names = {"query_loss": "loss", "query_loss_before": "loss_before"}
         values = {f"train/{names.get(name, name)}": value for name, value in logs.items()}
         shown = {name: value for name, value in values.items() if name in ("train/loss", "train/accuracy")}

@@ -2,6 +2,7 @@
 
 from meta_init.algorithms import ALGORITHMS, anil, fomaml, maml, maml_plus_plus, meta_learner_lstm, meta_sgd, reptile
 from meta_init.class_batches import ClassBatches
+from meta_init.compiled import CompiledGradient
 from meta_init.datasets import (
     Classes,
     class_folders,
@@ -32,6 +33,7 @@ __all__ = [
     "Batch",
     "ClassBatches",
     "Classes",
+    "CompiledGradient",
     "Episodes",
     "Evaluation",
     "MetaLearner",

@@ -15,16 +15,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from learned_optim import LSLRRule, MetaLearnerLSTMRule, MetaSGDRule, SGDRule, Tensors
 from meta_init.learner import MetaLearner, trainable
-from meta_init.tasks import supervised_loss
 
-Loss = Callable[[Any, Tensor], Tensor]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Options(TypedDict, total=False):
+    """What every algorithm hands on to `MetaLearner`.
+
+    Attributes:
+        loss: Of prediction and target; by default `supervised_loss`.
+        strategy: How tasks are batched.
+        compile: Whether the meta-gradient is compiled as one function.
+    """
+
+    loss: Callable[[Any, Tensor], Tensor]
+    strategy: str
+    compile: bool
 
 
 def reptile_objective(initial: Tensors, adapted: Tensors, query_loss: Tensor) -> Tensor:
@@ -42,9 +56,8 @@ def maml(
     *,
     lr: float,
     steps: int = 1,
-    loss: Loss = supervised_loss,
     first_order: bool = False,
-    strategy: str = "auto",
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Model-agnostic meta-learning: an initialisation from which a few gradient steps fit a new task.
 
@@ -54,20 +67,17 @@ def maml(
         model: Any module; it is held and trained in place.
         lr: Inner step size (alpha in the paper).
         steps: K, inner steps.
-        loss: Of prediction and target. See `supervised_loss`.
         first_order: Leaves out second derivatives (FOMAML).
-        strategy: See `MetaLearner`.
+        options: See `Options`.
 
     Source: Finn et al. 2017, algorithm 1. The paper sums over tasks, here it is their mean.
     """
-    return MetaLearner(model, SGDRule(lr), loss=loss, steps=steps, first_order=first_order, strategy=strategy)
+    return MetaLearner(model, SGDRule(lr), steps=steps, first_order=first_order, **options)
 
 
-def fomaml(
-    model: nn.Module, *, lr: float, steps: int = 1, loss: Loss = supervised_loss, strategy: str = "auto"
-) -> MetaLearner:
+def fomaml(model: nn.Module, *, lr: float, steps: int = 1, **options: Unpack[Options]) -> MetaLearner:
     """First-order MAML: the meta-gradient is the query gradient at theta_K. Finn et al. 2017, section 5.2."""
-    return maml(model, lr=lr, steps=steps, loss=loss, first_order=True, strategy=strategy)
+    return maml(model, lr=lr, steps=steps, first_order=True, **options)
 
 
 def meta_sgd(
@@ -75,9 +85,8 @@ def meta_sgd(
     *,
     lr: float | Sequence[float],
     steps: int = 1,
-    loss: Loss = supervised_loss,
     first_order: bool = False,
-    strategy: str = "auto",
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Meta-SGD: learns an initialisation together with a rate for every coordinate.
 
@@ -87,28 +96,23 @@ def meta_sgd(
         model: Any module; it is held and trained in place.
         lr: First value of the rates alpha, or a range to draw them from (the paper: ``(0.005, 0.1)``).
         steps: K, inner steps (the paper: 1).
-        loss: Of prediction and target. See `supervised_loss`.
         first_order: Leaves out second derivatives.
-        strategy: See `MetaLearner`.
+        options: See `Options`.
 
     Source: Li et al. 2017, algorithm 1.
     """
     rule = MetaSGDRule(trainable(model), lr)
-    return MetaLearner(model, rule, loss=loss, steps=steps, first_order=first_order, strategy=strategy)
+    return MetaLearner(model, rule, steps=steps, first_order=first_order, **options)
 
 
-def reptile(
-    model: nn.Module, *, lr: float, steps: int = 5, loss: Loss = supervised_loss, strategy: str = "auto"
-) -> MetaLearner:
+def reptile(model: nn.Module, *, lr: float, steps: int = 5, **options: Unpack[Options]) -> MetaLearner:
     """Reptile: moves the initialisation towards the weights that adaptation ends at.
 
     Only the support sets are learned from. With an outer SGD of learning rate epsilon this is the paper's algorithm 2.
 
     Source: Nichol et al. 2018. Deviation: the inner optimizer is SGD; the paper's experiments use Adam.
     """
-    return MetaLearner(
-        model, SGDRule(lr), loss=loss, steps=steps, first_order=True, objective=reptile_objective, strategy=strategy
-    )
+    return MetaLearner(model, SGDRule(lr), steps=steps, first_order=True, objective=reptile_objective, **options)
 
 
 def anil(
@@ -117,9 +121,8 @@ def anil(
     lr: float,
     steps: int = 5,
     head: str | Sequence[str] | None = None,
-    loss: Loss = supervised_loss,
     first_order: bool = False,
-    strategy: str = "auto",
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """Almost no inner loop: MAML whose inner steps move the head only; the body is learned across tasks.
 
@@ -128,9 +131,8 @@ def anil(
         lr: Inner step size.
         steps: K, inner steps.
         head: Patterns of the head's parameter names; by default those of the last module that has parameters.
-        loss: Of prediction and target. See `supervised_loss`.
         first_order: Leaves out second derivatives.
-        strategy: See `MetaLearner`.
+        options: See `Options`.
 
     Raises:
         ValueError: ``head`` matches no parameter, or see `MetaLearner`.
@@ -140,9 +142,7 @@ def anil(
     if head is None:
         module = list(trainable(model))[-1].rpartition(".")[0]
         head = f"{module}.*" if module else "*"
-    return MetaLearner(
-        model, SGDRule(lr), loss=loss, steps=steps, first_order=first_order, adapts=head, strategy=strategy
-    )
+    return MetaLearner(model, SGDRule(lr), steps=steps, first_order=first_order, adapts=head, **options)
 
 
 def maml_plus_plus(
@@ -150,9 +150,8 @@ def maml_plus_plus(
     *,
     lr: float,
     steps: int = 5,
-    loss: Loss = supervised_loss,
     first_order: bool = False,
-    strategy: str = "auto",
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """MAML with learned rates per layer and step, and the query loss after every step.
 
@@ -163,18 +162,15 @@ def maml_plus_plus(
         model: Any module; it is held and trained in place.
         lr: First value of the rates.
         steps: K, inner steps.
-        loss: Of prediction and target. See `supervised_loss`.
         first_order: Leaves out second derivatives.
-        strategy: See `MetaLearner`.
+        options: See `Options`.
 
     Source: Antoniou et al. 2019, section 4. Deviation: batch norm uses the statistics of its batch and one scale and
     shift for all steps, so BNRS and BNWB are left out.
     """
     rule = LSLRRule(trainable(model), lr, steps)
     weights = [1 / steps] * steps
-    return MetaLearner(
-        model, rule, loss=loss, steps=steps, first_order=first_order, step_weights=weights, strategy=strategy
-    )
+    return MetaLearner(model, rule, steps=steps, first_order=first_order, step_weights=weights, **options)
 
 
 def meta_learner_lstm(
@@ -182,9 +178,8 @@ def meta_learner_lstm(
     *,
     lr: float | None = None,
     steps: int = 5,
-    loss: Loss = supervised_loss,
     first_order: bool = True,
-    strategy: str = "auto",
+    **options: Unpack[Options],
 ) -> MetaLearner:
     """The meta-learner LSTM: learns an initialisation together with the optimizer that leaves from it.
 
@@ -194,9 +189,8 @@ def meta_learner_lstm(
         model: Any module; it is held and trained in place.
         lr: Where the rule's rate starts, in (0, 1), as sigma(b_I); by default drawn as in the authors' code, near 0.01.
         steps: K, inner steps (the authors' code: 12 for one example of each class, 5 for five).
-        loss: Of prediction and target. See `supervised_loss`.
         first_order: Treats inner gradients as constants, as the paper does.
-        strategy: See `MetaLearner`.
+        options: See `Options`.
 
     Raises:
         ValueError: ``lr`` is out of range.
@@ -209,7 +203,7 @@ def meta_learner_lstm(
             raise ValueError(f"meta_learner_lstm: lr must be in (0, 1), got {lr}")
         with torch.no_grad():
             rule.gate_bias[0] = math.log(lr / (1 - lr))
-    return MetaLearner(model, rule, loss=loss, steps=steps, first_order=first_order, strategy=strategy)
+    return MetaLearner(model, rule, steps=steps, first_order=first_order, **options)
 
 
 ALGORITHMS: dict[str, Callable[..., MetaLearner]] = {

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from learned_optim import Rule, RuleState, Tensors, Unrolled, meta_loss, unroll
+from meta_init.compiled import CompiledGradient
 from meta_init.normalisation import differentiable_twice, norms_by, norms_with_statistics
 from meta_init.tasks import Batch, Inputs, Task, as_tasks, check_batch, count_tasks, supervised_loss
 
@@ -120,6 +121,10 @@ class MetaLearner(nn.Module):
         strategy: ``"vmap"``: all tasks at once; ``"loop"``: one after the other, for models that vmap cannot batch;
             ``"auto"``: a loop for recurrent layers, and on CPU for convolutions with more than 32 images per
             task (where it is faster), vmap otherwise. Lists of tasks of different sizes are always looped over.
+        compile: Computes value and gradient of ``outer_loss`` by one function that is traced and compiled for the first
+            tasks of each size, which takes seconds to minutes; ``compiled.seconds`` tells. Results are those of
+            ``compile=False`` within rounding; the gradient cannot be differentiated any further. `evaluate` and `adapt`
+            are not compiled. Without a compiler the traced graph itself is run, with a warning.
 
     Raises:
         ValueError: Nothing to adapt, ``steps`` below 1, weights of another number than K, or an unknown strategy.
@@ -139,6 +144,7 @@ class MetaLearner(nn.Module):
         adapts: str | Sequence[str] = "*",
         step_weights: Sequence[float] | None = None,
         strategy: str = "auto",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -146,8 +152,6 @@ class MetaLearner(nn.Module):
         if strategy not in STRATEGIES:
             raise ValueError(f"MetaLearner: unknown strategy {strategy!r}; there are {STRATEGIES}")
         trainable(model, adapts)
-        if step_weights is not None and len(step_weights) != steps:
-            raise ValueError(f"MetaLearner: step_weights must hold {steps} numbers, one a step, got {step_weights}")
         self.model = model
         self.rule = rule
         self.loss = loss
@@ -155,8 +159,23 @@ class MetaLearner(nn.Module):
         self.first_order = first_order
         self.objective = objective
         self.adapts = adapts
+        # A buffer, so that new values need no new graph where the gradient is compiled.
+        self.register_buffer("_step_weights", None, persistent=False)
+        self._step_weights: Tensor | None
         self.step_weights = step_weights
         self.strategy = strategy
+        self.compiled = CompiledGradient() if compile else None
+
+    @property
+    def step_weights(self) -> Sequence[float] | None:
+        """What the query loss after each inner step counts for; None where that of the last one is all."""
+        return None if self._step_weights is None else list(self._step_weights.tolist())
+
+    @step_weights.setter
+    def step_weights(self, weights: Sequence[float] | None) -> None:
+        if weights is not None and len(weights) != self.steps:
+            raise ValueError(f"MetaLearner: step_weights must hold {self.steps} numbers, one a step, got {weights}")
+        self._step_weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """What is learned: the model's trainable parameters and the rule's."""
@@ -181,8 +200,17 @@ class MetaLearner(nn.Module):
 
         Raises:
             ValueError: Shapes that do not fit; the message names the part.
-            RuntimeError: vmap cannot batch the model; the message says what to do.
+            RuntimeError: vmap cannot batch the model, or ``compile`` cannot trace it; the message says what to do.
         """
+        tasks = as_tasks(tasks)
+        count_tasks(tasks)
+        if self.compiled is not None and torch.is_grad_enabled():
+            with _adaptable(self.model):
+                return self.compiled(self, tasks)
+        return self.forward(tasks)
+
+    def forward(self, tasks: Task | Sequence[Task]) -> tuple[Tensor, dict[str, Tensor]]:
+        """`outer_loss`, never compiled."""
         values, logs = self._over_tasks(self._task_loss, tasks)
         return values.mean(), {name: value.detach().mean() for name, value in logs.items()}
 
@@ -230,13 +258,13 @@ class MetaLearner(nn.Module):
         support_losses, query_losses = [], []
         params = initial
         # With weights the query is looked at after each step, else after all of them.
-        stages = [self.steps] if self.step_weights is None else [1] * self.steps
+        stages = [self.steps] if self._step_weights is None else [1] * self.steps
         for steps in stages:
             params, state, losses = self._unroll(params, state, task.support, buffers, steps)
             support_losses.append(losses)
             prediction = self.predict(params, _copies(buffers), task.query.x)
             query_losses.append(self.loss(prediction, task.query.y))
-        query_loss = meta_loss(torch.stack(query_losses), self.step_weights)
+        query_loss = meta_loss(torch.stack(query_losses), self._step_weights)
         with torch.no_grad():
             before = self.loss(self.predict(initial, _copies(buffers), task.query.x), task.query.y)
         logs = {"support_loss": support_losses[0][0], "query_loss_before": before, "query_loss": query_loss}

@@ -109,6 +109,21 @@ def test_derivative_order_and_step_weights_are_annealed():
     assert seen == [(True, [0.5, 0.5]), (False, [0.25, 0.75]), (False, None), (False, None)]
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_compiled_module_trains_as_an_eager_one(accumulated, monkeypatch, caplog):
+    monkeypatch.setattr("meta_init.compiled._compiled", lambda graph, leaves: graph)  # the compiler takes long
+    trained = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        module = MAMLModule(sine_mlp(6), compile=compile).double()
+        with caplog.at_level(logging.INFO, "pytorch_lightning.utilities.rank_zero"):
+            trainer(3, precision="64-true", accumulate_grad_batches=accumulated).fit(module, datamodule=wave_data())
+        trained.append(list(module.parameters()))
+        told = [record.message for record in caplog.records if "meta-gradient was compiled in" in record.message]
+        assert len(told) == compile
+    assert_close(*trained)
+
+
 def test_a_learner_of_your_own_is_trained():
     learner = MetaLearner(sine_mlp(4), LSTMRule("moments", 2), steps=2)
     module = MAMLModule(learner=learner)

@@ -53,7 +53,7 @@ def made(system: str, family: str, lr: float = 0.01) -> MetaLearner:
         return oracle(tasks(family, system).inputs)
     if system == "pretrained":
         return pretrained_on_all(sine_mlp(), lr=lr)
-    return maml(sine_mlp(), lr=lr, steps=INNER[family])
+    return maml(sine_mlp(), lr=lr, steps=INNER[family], compile=True)
 
 
 def train(job: tuple[str, str, int]) -> tuple[str, str, dict[str, Tensor]]:

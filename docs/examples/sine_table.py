@@ -64,7 +64,7 @@ def row(job: tuple[str, int, int, int]) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     algorithm, lr = ALGORITHMS[name]
-    learner, start = algorithm(sine_mlp(), lr=lr), time.perf_counter()
+    learner, start = algorithm(sine_mlp(), lr=lr, compile=True), time.perf_counter()
     train(learner, shots, iterations, seed)
     seconds = time.perf_counter() - start
     network = {"name": "sine_mlp"}
