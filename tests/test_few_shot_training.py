@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.testing import assert_close
 from torch.utils._pytree import tree_map
 
@@ -236,15 +237,13 @@ def test_fit_then_validate_and_test_a_checkpoint(capsys):
 
 
 def test_tensorboard_gets_the_curves():
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-
     def logged(config):
         logger = {"class_path": "pytorch_lightning.loggers.TensorBoardLogger", "init_args": {"save_dir": "."}}
         config["trainer"]["logger"] = logger
 
     main(["fit", "--config", tiny(logged)])
     (folder,) = Path("lightning_logs").iterdir()
-    events = accumulator.EventAccumulator(str(folder)).Reload()
+    events = EventAccumulator(str(folder)).Reload()
     assert {"train/loss", "train/accuracy", "val/accuracy", "val/accuracy_interval"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("train/accuracy")] == list(range(6))
 

@@ -235,8 +235,6 @@ def test_lightning_resumes_bit_for_bit(name, mode):
         assert same(ours.state_dict(), theirs.state_dict())
 
 
-# Lightning tells where no TensorBoard is installed.
-@pytest.mark.filterwarnings("ignore:.*tensorboardX.*")
 def test_an_lstm_optimizer_without_options_trains_under_every_default_of_the_trainer():
     class Classifier(pl.LightningModule):
         def __init__(self):
