@@ -126,4 +126,63 @@ class Moments(Features):
         return inputs, {"step": step, "m": m, "v": v}
 
 
-FEATURES: dict[str, Features] = {"log_sign": LogSign(), "moments": Moments()}
+class TimeScales(Features):
+    """Averages of the gradient over four times, each over its own root mean square, and how that changes with the time.
+
+    For each decay d: m^_d / sqrt(v^_d), and log sqrt(v^_d) less its mean over d, halved: eight inputs, none of which
+    depends on the gradient's scale. The state per coordinate is the four m and the four v, and the step counter per
+    tensor.
+
+    Source: Wichrowska et al. 2017, section 3.2.3, for averages at several time scales and the relative log of their
+    mean squares. Deviations: fixed decays; no asinh, since these ratios lie within [-1, 1] by themselves; half the log.
+    """
+
+    decays = (0.5, 0.9, 0.99, 0.999)
+    size = 8
+    descent = (0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    bounded = True
+
+    def init_state(self, param: Tensor, *, dtype: torch.dtype) -> Tensors:
+        zeros = torch.zeros(*param.shape, len(self.decays), dtype=dtype, device=param.device)
+        return {"step": zeros.new_zeros((), dtype=torch.float32), "means": zeros, "squares": zeros.clone()}
+
+    def __call__(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        step = state["step"] + 1
+        scales = [
+            corrected_moments(grad, m, v, step, betas=(decay, decay))
+            for m, v, decay in zip(state["means"].unbind(-1), state["squares"].unbind(-1), self.decays, strict=True)
+        ]
+        m, v, m_hat, v_hat = (torch.stack(parts, dim=-1) for parts in zip(*scales, strict=True))  # (..., 4)
+        seen = v_hat > 0
+        log = torch.where(seen, v_hat, torch.ones_like(v_hat)).log() / 4
+        relative = torch.where(seen, log - log.mean(dim=-1, keepdim=True), torch.zeros_like(log))
+        return torch.cat((over_root(m_hat, v_hat), relative), dim=-1), {"step": step, "means": m, "squares": v}
+
+
+class StepCount(Features):
+    """tanh(t / x - 1) for x = 10, 30, 100, ..., 10,000: how far a training is, the same for all coordinates.
+
+    Source: the released code of Metz et al. 2022, from memory; there x runs from 1 to 100,000.
+    """
+
+    times = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+    size = 7
+    descent = (0.0,) * 7
+    bounded = False
+
+    def init_state(self, param: Tensor, *, dtype: torch.dtype) -> Tensors:
+        return {"step": torch.zeros((), dtype=torch.float32, device=param.device)}
+
+    def __call__(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        step = state["step"] + 1
+        t = step.to(grad.dtype)  # the counter is float32
+        inputs = torch.stack([torch.tanh(t / time - 1) for time in self.times])
+        return inputs.expand(*grad.shape, self.size), {"step": step}
+
+
+FEATURES: dict[str, Features] = {
+    "log_sign": LogSign(),
+    "moments": Moments(),
+    "time_scales": TimeScales(),
+    "step_count": StepCount(),
+}

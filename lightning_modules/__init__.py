@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning_modules.learn_init import MAMLModule
     from lightning_modules.learn_optimizer import LearnedOptimizerModule
     from lightning_modules.saving import AtomicCheckpointIO
+    from lightning_modules.search import search_outer_lr
 
 _HOME = {
     "AtomicCheckpointIO": "saving",
@@ -18,6 +19,7 @@ _HOME = {
     "TaskBatches": "data",
     "TaskDataModule": "data",
     "TaskLoader": "data",
+    "search_outer_lr": "search",
 }
 __all__ = [
     "AtomicCheckpointIO",
@@ -26,6 +28,7 @@ __all__ = [
     "TaskBatches",
     "TaskDataModule",
     "TaskLoader",
+    "search_outer_lr",
 ]
 
 

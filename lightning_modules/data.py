@@ -53,7 +53,7 @@ class TaskLoader:
 
     def __iter__(self) -> Iterator[Any]:
         first = self.position if self.advance else 0
-        rank, world = _process()
+        rank, world = process()
         numbers = [n * world + rank for n in range(first, first + self.length)]
         for item in DataLoader(self.items, batch_size=None, sampler=numbers, num_workers=self.workers):
             if self.advance:
@@ -62,14 +62,15 @@ class TaskLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """How many items all processes together have had, so that any number of them can go on."""
-        return {"position": self.position * _process()[1]}
+        return {"position": self.position * process()[1]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there, with no item a second time."""
-        self.position = math.ceil(state["position"] / _process()[1])
+        self.position = math.ceil(state["position"] / process()[1])
 
 
-def _process() -> tuple[int, int]:
+def process() -> tuple[int, int]:
+    """The number of this process and how many there are."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
@@ -140,5 +141,5 @@ class TaskDataModule(pl.LightningDataModule):
     def _evaluation(self, tasks: TaskSource, role: str) -> TaskLoader:
         batches = TaskBatches(tasks, size=self.eval_batch_size, seed=self.seed, role=role)
         # Every process takes as many, because they gather what they have found.
-        length = math.ceil(self.eval_tasks / self.eval_batch_size / _process()[1])
+        length = math.ceil(self.eval_tasks / self.eval_batch_size / process()[1])
         return TaskLoader(batches, length, advance=False, workers=0)

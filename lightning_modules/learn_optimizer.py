@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,13 +12,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset
 
-from learned_optim import LSTMRule, Rule, RuleState, Tensors, detached, unroll
-from learned_optim.problems import Problem, ProblemFamily, Quadratics
-from learned_optim.sampled import SampledUpdate
+from learned_optim import LSTMRule, Rule
+from learned_optim.instances import Instances
+from learned_optim.problems import ProblemFamily, Quadratics
 from learned_optim.seeds import seeded
-from learned_optim.types import Minibatch, Update
-from lightning_modules.data import TaskLoader
+from lightning_modules.data import TaskLoader, process
+from lightning_modules.estimators import Carried, Estimator, PersistentEvolution, TruncatedBackpropagation
 from lightning_modules.schedule import check_schedule, scheduled
+
+ESTIMATORS = ("truncated", "evolution")
+OBJECTIVES = ("loss", "log")
 
 
 class _Windows(Dataset[int]):
@@ -28,66 +32,98 @@ class _Windows(Dataset[int]):
 
 
 class LearnedOptimizerModule(pl.LightningModule):
-    """Trains a rule on a family of problems by truncated backpropagation through its own steps.
+    """Trains a rule on families of problems, through its own steps on them.
 
-    Every training step takes one window of ``window`` optimizer steps on ``instances`` problems at once and minimises
-    the mean over problems and steps of L(theta_t), t counting from the first step that the window influences to the
-    one after its end. The next window goes on from there with parameters and state detached; after ``horizon`` steps,
-    or when a problem has diverged, new problems are drawn.
+    Every training step takes one window of ``window`` optimizer steps on ``instances`` problems of one family at once
+    and minimises the weighted mean over problems and steps of L(theta_t), t counting from the first step that the
+    window influences to the one after its end. The next window goes on from there with parameters and state detached;
+    after ``horizon`` steps, or when a problem has diverged, problems of the next family are drawn.
 
     Args:
-        family: The problems. By default `Quadratics`.
+        family: The problems, or several families, one after the other. By default `Quadratics`.
         rule: The rule to train; it is trained in place. By default ``LSTMRule(output_scale=0.1)``.
         horizon: Steps on each problem.
         window: Steps between truncations; ``horizon`` for none. It must divide ``horizon``.
-        instances: Problems run side by side, through vmap.
+        instances: Problems run side by side, through vmap, in each process.
+        objective: ``"loss"``, or ``"log"``: log(L(theta_t) / L(theta_0) + 1e-6), for which families of any scale count
+            alike.
+        late_weight: p >= 0: step t counts for (p + 1) (t / horizon)^p. 0 for all alike.
+        curriculum: Shorter horizons to train on before ``horizon``, ascending. The next one is taken when ``val/loss``
+            has not fallen for ``patience`` validations.
+        patience: See ``curriculum``.
+        random_horizons: Draws the horizon of each set of problems log-uniformly from ``window`` to the horizon at hand,
+            in whole windows.
+        estimator: ``"truncated"`` backpropagation, or persistent ``"evolution"`` strategies, which are unbiased for
+            any horizon and need no graph, but are noisy: use many instances.
+        first_order: Treats the optimizee's gradients as constants, as the paper does (truncated).
+        coordinates: Keeps the graph of so many coordinates of each tensor only, drawn anew for each window, which
+            leaves the meta-gradient unbiased (`learned_optim.sampled`). Needs ``first_order`` (truncated).
+        teacher: A rule to imitate, such as ``AdamRule(0.02)`` (truncated), see `learned_optim.imitation`.
+        teacher_weight: What the mean relative distance to its steps counts for, beside the loss.
+        teacher_epochs: The weight falls to zero over so many epochs; 0 keeps it.
+        std: Of the perturbations (evolution).
         outer_lr: Learning rate of Adam on phi.
         schedule: ``"constant"``, or ``"cosine"``: to zero over the trainer's steps.
-        first_order: Treats the optimizee's gradients as constants, as the paper does.
         steps_per_epoch: Windows per epoch.
-        val_instances: Held-out problems.
+        val_instances: Held-out problems of each family; several processes share them.
         val_horizon: Steps on each of them; by default ``horizon``.
         seed: Of the problems and their batches. Problems for fit, validate and test never meet.
-        coordinates: Keeps the graph of so many coordinates of each tensor only, drawn anew for each window, which
-            leaves the meta-gradient unbiased (`learned_optim.sampled`). Needs ``first_order``.
+
+    Clip meta-gradients by the trainer's ``gradient_clip_val``; those that are not finite are left out. Random scaling
+    of coordinates and mixing with convex functions are families around a family, see `learned_optim.problems`. With
+    several processes each runs ``instances`` problems of its own.
 
     The plain arguments are saved in checkpoints: ``LearnedOptimizerModule.load_from_checkpoint(path)``, with
-    ``family=`` and ``rule=`` where they were given.
+    ``family=``, ``rule=`` and ``teacher=`` where they were given.
 
     Logged: ``train/loss``; ``val/loss`` (mean over the horizon), ``val/half`` and ``val/final`` (means over the tenth
-    of the horizon that ends at its middle and at its end), the same under ``test/``; ``train/skipped``, the number of
-    meta-gradients left out because they were not finite.
+    of the horizon that ends at its middle and at its end), ``val/log`` (the mean of the objective ``"log"``), all means
+    over families, the same under ``test/``; ``train/skipped``, the number of meta-gradients left out because they were
+    not finite; ``train/horizon`` where there is a curriculum.
 
     Raises:
-        ValueError: ``window`` does not divide ``horizon``, or a count is not positive.
+        ValueError: ``window`` does not divide a horizon, a count or weight is out of range, an unknown name, or options
+            that exclude each other.
 
     Source: Andrychowicz et al. 2016, section 2. Deviation: the loss is the mean over steps instead of the sum, which
-    Adam's scale invariance makes the same.
+    Adam's scale invariance makes the same. ``objective="log"`` and ``random_horizons``: Wichrowska et al. 2017, section
+    4; ``curriculum``: Chen et al. 2020, section 3.2; ``"evolution"``: Vicol et al. 2021.
     """
 
     def __init__(
         self,
-        family: ProblemFamily | None = None,
+        family: ProblemFamily | Sequence[ProblemFamily] | None = None,
         rule: Rule | None = None,
         *,
         horizon: int = 100,
         window: int = 20,
         instances: int = 4,
+        objective: str = "loss",
+        late_weight: float = 0.0,
+        curriculum: Sequence[int] = (),
+        patience: int = 3,
+        random_horizons: bool = False,
+        estimator: str = "truncated",
+        first_order: bool = True,
+        coordinates: int | None = None,
+        teacher: Rule | None = None,
+        teacher_weight: float = 1.0,
+        teacher_epochs: int = 0,
+        std: float = 0.01,
         outer_lr: float = 1e-3,
         schedule: str = "constant",
-        first_order: bool = True,
         steps_per_epoch: int = 100,
         val_instances: int = 8,
         val_horizon: int | None = None,
         seed: int = 0,
-        coordinates: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["family", "rule"])
+        self.save_hyperparameters(ignore=["family", "rule", "teacher"])
         counts = {
             "horizon": horizon,
             "window": window,
             "instances": instances,
+            "patience": patience,
             "steps_per_epoch": steps_per_epoch,
             "val_instances": val_instances,
             "val_horizon": val_horizon,
@@ -96,89 +132,95 @@ class LearnedOptimizerModule(pl.LightningModule):
         for name, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"LearnedOptimizerModule: {name} must be >= 1, got {count}")
-        if not (math.isfinite(outer_lr) and outer_lr >= 0):
-            raise ValueError(f"LearnedOptimizerModule: outer_lr must be a finite number >= 0, got {outer_lr}")
-        if horizon % window:
-            raise ValueError(f"LearnedOptimizerModule: window must divide horizon, got {window} and {horizon}")
-        self.family = family or Quadratics()
+        sizes = {"outer_lr": outer_lr, "late_weight": late_weight, "teacher_weight": teacher_weight}
+        for name, size in (sizes | {"teacher_epochs": teacher_epochs}).items():
+            if not (math.isfinite(size) and size >= 0):
+                raise ValueError(f"LearnedOptimizerModule: {name} must be a finite number >= 0, got {size}")
+        horizons = (*curriculum, horizon)
+        if any(steps % window for steps in horizons):
+            raise ValueError(f"LearnedOptimizerModule: window must divide horizon, got {window} and {horizons}")
+        if list(horizons) != sorted(set(horizons)) or horizons[0] < 1:
+            raise ValueError(f"LearnedOptimizerModule: curriculum must ascend to horizon, got {horizons}")
+        if objective not in OBJECTIVES:
+            raise ValueError(f"LearnedOptimizerModule: objective must be one of {OBJECTIVES}, got {objective!r}")
+        self.families = [family or Quadratics()] if not isinstance(family, Sequence) else list(family)
+        if not self.families:
+            raise ValueError("LearnedOptimizerModule: family is an empty list; give at least one")
         self.rule = rule or LSTMRule()
-        self.horizon, self.window, self.instances = horizon, window, instances
-        if coordinates is not None and not first_order:
-            raise ValueError(
-                "LearnedOptimizerModule: coordinates needs first_order=True, where coordinates are independent"
-            )
-        self.coordinates = coordinates
-        self.outer_lr, self.first_order = outer_lr, first_order
-        self.schedule = check_schedule(schedule, "LearnedOptimizerModule")
-        self.steps_per_epoch = steps_per_epoch
+        self.estimator = _estimator(
+            self.rule, estimator, first_order=first_order, coordinates=coordinates, teacher=teacher, std=std
+        )
+        self.horizons, self.window, self.instances = horizons, window, instances
+        self.objective, self.late_weight, self.random_horizons = objective, float(late_weight), random_horizons
+        self.teacher_weight, self.teacher_epochs = float(teacher_weight), teacher_epochs
+        self.outer_lr, self.schedule = outer_lr, check_schedule(schedule, "LearnedOptimizerModule")
+        self.steps_per_epoch, self.patience = steps_per_epoch, patience
         self.val_instances, self.val_horizon = val_instances, val_horizon or horizon
         self.seed = seed
         self._episode = 0
         self._position = 0
-        self._carried: tuple[Tensors, RuleState] | None = None
+        self._carried: Carried | None = None
         self._skipped = 0
-
-    # Problems
-
-    def _problems(self, role: str, episode: int, count: int) -> list[Problem]:
-        return [self.family.sample(seeded(self.seed, role, episode, i)) for i in range(count)]
-
-    def _start(self, problems: list[Problem]) -> tuple[Tensors, RuleState]:
-        params = {
-            name: torch.stack([problem.params[name] for problem in problems]).to(self.device)
-            for name in problems[0].params
-        }
-        with torch.no_grad():
-            state = torch.vmap(self.rule.init_state)(params)
-        return params, state
-
-    def _batch(self, problems: list[Problem], role: str, episode: int, step: int) -> Minibatch:
-        drawn = [problem.batch(seeded(self.seed, role, episode, i, step)) for i, problem in enumerate(problems)]
-        return tree_map(lambda *leaves: torch.stack(leaves).to(self.device), *drawn)
-
-    def _sample(self, params: Tensors) -> SampledUpdate:
-        assert self.coordinates is not None
-        generator = seeded(self.seed, "coordinates", self._episode, self._position)
-        return SampledUpdate(self.rule, params, count=self.coordinates, generator=generator)
-
-    def _losses(self, params: Tensors, batch: Minibatch) -> Tensor:
-        losses: Tensor = torch.vmap(self.family.loss)(params, batch)  # (instances,)
-        return losses
+        self._stage = 0
+        self._best, self._since = math.inf, 0
+        self._validated: list[Tensor] = []
+        self._validated_epoch = -1
 
     # Fit
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        problems = self._problems("train", self._episode, self.instances)
-        carried = self._start(problems) if self._carried is None else self._carried
-        params, state = tree_map(lambda leaf: leaf.to(self.device), carried)  # a resumed run finds them on the CPU
+        if self._stage < len(self.horizons) - 1:
+            self._catch_up()
         steps = range(self._position, self._position + self.window)
-        update: Update = torch.vmap(self.rule)
-        if self.coordinates is not None:
-            sample = self._sample({name: p[0] for name, p in params.items()})
-            update, state = torch.vmap(sample), torch.vmap(sample.extend)(state)
-        unrolled = unroll(
-            update,
-            lambda theta, data: self._losses(theta, data).sum(),
-            params,
-            state,
-            steps=self.window,
-            batches=(self._batch(problems, "train", self._episode, step) for step in steps),
-            first_order=self.first_order,
+        instances = self._instances("train", self._episode, self.instances, copies=True)
+        carried = self.estimator.start(instances) if self._carried is None else self._carried
+        # A resumed run finds them on the CPU.
+        carried = tree_map(lambda leaf: leaf.to(self.device), carried)
+        loss, carried = self.estimator.window(
+            instances,
+            carried,
+            steps,
+            self._objective,
+            generator=seeded(self.seed, "window", self._episode, self._position, process()[0]),
+            teacher_weight=self._teacher_weight(),
         )
-        after = self._losses(unrolled.params, self._batch(problems, "train", self._episode, steps.stop)).sum()
-        # The window's first loss does not depend on phi any more; the one after its last step does.
-        loss = (unrolled.losses[1:].sum() + after) / (self.window * self.instances)
-        state = unrolled.state if self.coordinates is None else torch.vmap(sample.reduce)(unrolled.state)
-        self._advance(unrolled.params, state, diverged=not bool(torch.isfinite(after)))
+        diverged = _anywhere(~torch.isfinite(carried.pop("after")).all())
+        self._position = steps.stop
+        self._carried = carried
+        if diverged or self._position >= self._horizon(self._episode):
+            self._episode, self._position, self._carried = self._episode + 1, 0, None
         self.log("train/loss", loss.detach(), prog_bar=True)
+        if len(self.horizons) > 1:
+            self.log("train/horizon", float(self.horizons[self._stage]))
         return loss
 
-    def _advance(self, params: Tensors, state: RuleState, *, diverged: bool) -> None:
-        self._position += self.window
-        if self._position >= self.horizon or diverged:
-            self._episode, self._position, self._carried = self._episode + 1, 0, None
-        else:
-            self._carried = detached(params, state)
+    def _instances(self, role: str, episode: int, count: int, *, copies: bool = False) -> Instances:
+        """The episode's problems of this process."""
+        first = process()[0] * count
+        numbers = self.estimator.numbers(first, count) if copies else range(first, first + count)
+        family = self.families[episode % len(self.families)]
+        return Instances(family, (self.seed, role, episode), numbers, device=self.device)
+
+    def _horizon(self, episode: int) -> int:
+        """How many steps the episode's problems are to take."""
+        longest = self.horizons[self._stage]
+        if not self.random_horizons:
+            return longest
+        windows = longest // self.window
+        drawn = float(torch.rand((), generator=seeded(self.seed, "horizon", episode)))
+        return self.window * min(int((windows + 1) ** drawn), windows)
+
+    def _objective(self, losses: Tensor, first: Tensor, steps: range) -> Tensor:
+        values = _logs(losses, first) if self.objective == "log" else losses
+        if not self.late_weight:
+            return values.mean(dim=1)
+        t = torch.arange(steps.start + 1, steps.stop + 1, device=values.device) / self.horizons[self._stage]
+        return ((self.late_weight + 1) * t**self.late_weight * values).mean(dim=1)
+
+    def _teacher_weight(self) -> float:
+        if not self.teacher_epochs:
+            return self.teacher_weight
+        return self.teacher_weight * max(1 - self.current_epoch / self.teacher_epochs, 0.0)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         grads = [p.grad for p in self.rule.parameters() if p.grad is not None]
@@ -197,31 +239,55 @@ class LearnedOptimizerModule(pl.LightningModule):
 
     # Validate and test
 
-    def _evaluate(self, role: str, episode: int) -> None:
-        problems = self._problems(role, episode, self.val_instances)
-        params, state = self._start(problems)
-        unrolled = unroll(
-            torch.vmap(self.rule),
-            lambda theta, data: self._losses(theta, data).mean(),
-            params,
-            state,
-            steps=self.val_horizon,
-            batches=(self._batch(problems, role, episode, step) for step in range(self.val_horizon)),
-            first_order=True,
-        )
+    def _held_out(self, role: str, number: int) -> Tensor:
+        """Losses on one family's problems for the role, shape (I, K)."""
+        instances = self._instances(role, number, max(self.val_instances // process()[1], 1))
+        return instances.run(self.rule, *instances.start(self.rule), range(self.val_horizon)).losses[:, :-1]
+
+    def _evaluate(self, role: str, number: int) -> Tensor:
+        losses = self._held_out(role, number)
         tenth, half = max(self.val_horizon // 10, 1), max(self.val_horizon // 2, 1)
-        losses = unrolled.losses
-        values = {"loss": losses.mean(), "half": losses[half - tenth : half].mean(), "final": losses[-tenth:].mean()}
-        self.log_dict({f"{role}/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=1)
+        values = {
+            "loss": losses.mean(),
+            "half": losses[:, half - tenth : half].mean(),
+            "final": losses[:, -tenth:].mean(),
+            "log": _logs(losses, losses[:, 0]).mean(),
+        }
+        logged = {f"{role}/{name}": value for name, value in values.items()}
+        self.log_dict(logged, prog_bar=True, batch_size=1, sync_dist=process()[1] > 1)
+        return values["loss"]
 
     def validation_step(self, batch: int, batch_idx: int) -> None:
-        self._evaluate("val", batch_idx)
+        self._validated.append(self._evaluate("val", batch_idx))
 
     def test_step(self, batch: int, batch_idx: int) -> None:
         self._evaluate("test", batch_idx)
 
+    def on_validation_epoch_end(self) -> None:
+        # Here, and not where the logged mean is at hand: a checkpoint that is saved after validation must know.
+        losses, self._validated = self._validated, []
+        if not self.trainer.sanity_checking and self._stage < len(self.horizons) - 1:
+            self._progress(losses, self.current_epoch)
+
+    def _catch_up(self) -> None:
+        """Lightning does not validate after an epoch at whose very end it is resumed; the curriculum needs it."""
+        every = self.trainer.check_val_every_n_epoch or 1
+        due = self.current_epoch // every * every - 1
+        if self._validated_epoch < due and self.trainer.limit_val_batches:
+            with torch.no_grad():
+                self._progress([self._held_out("val", i).mean() for i in range(len(self.families))], due)
+
+    def _progress(self, losses: list[Tensor], epoch: int) -> None:
+        """Takes the next horizon when the mean of the losses validated after epochs has stood still for long enough."""
+        loss, self._validated_epoch = float(_everywhere(torch.stack(losses).mean())), epoch
+        self._since = 0 if loss < self._best else self._since + 1
+        self._best = min(loss, self._best)
+        if self._since >= self.patience:
+            self._stage, self._best, self._since = self._stage + 1, math.inf, 0
+
     def val_dataloader(self) -> TaskLoader:
-        return TaskLoader(_Windows(), 1, advance=False)
+        # Every process validates on every family.
+        return TaskLoader(_Windows(), len(self.families), advance=False)
 
     def test_dataloader(self) -> TaskLoader:
         return self.val_dataloader()
@@ -229,21 +295,73 @@ class LearnedOptimizerModule(pl.LightningModule):
     # What a checkpoint needs beside phi to go on in the middle of a horizon
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        carried = None
-        if self._carried is not None:
-            params, state = self._carried
-            carried = {"params": params, "per_param": state.per_param, "shared": state.shared}
         checkpoint["episode"] = {
             "episode": self._episode,
             "position": self._position,
             "skipped": self._skipped,
-            "carried": carried,
+            "stage": self._stage,
+            "best": self._best,
+            "since": self._since,
+            "validated_epoch": self._validated_epoch,
+            "carried": _gathered(self._carried),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["episode"]
         self._episode, self._position, self._skipped = saved["episode"], saved["position"], saved["skipped"]
-        carried = saved["carried"]
-        self._carried = None
-        if carried is not None:
-            self._carried = carried["params"], RuleState(carried["per_param"], carried["shared"])
+        self._stage, self._best, self._since = saved["stage"], saved["best"], saved["since"]
+        self._validated_epoch = saved["validated_epoch"]
+        rank, world = process()
+        if len(saved["carried"]) == world:
+            self._carried = saved["carried"][rank]
+        else:
+            # Another number of processes has other problems: these are left where they are.
+            self._episode, self._position, self._carried = self._episode + 1, 0, None
+
+
+def _estimator(
+    rule: Rule, name: str, *, first_order: bool, coordinates: int | None, teacher: Rule | None, std: float
+) -> Estimator:
+    if name not in ESTIMATORS:
+        raise ValueError(f"LearnedOptimizerModule: estimator must be one of {ESTIMATORS}, got {name!r}")
+    if name == "evolution":
+        if teacher is not None or coordinates is not None:
+            raise ValueError("LearnedOptimizerModule: teacher and coordinates need estimator='truncated'")
+        if not (math.isfinite(std) and std > 0):
+            raise ValueError(f"LearnedOptimizerModule: std must be finite and > 0, got {std}")
+        return PersistentEvolution(rule, std=std)
+    if coordinates is not None and not first_order:
+        raise ValueError(
+            "LearnedOptimizerModule: coordinates needs first_order=True, where coordinates are independent"
+        )
+    return TruncatedBackpropagation(rule, first_order=first_order, coordinates=coordinates, teacher=teacher)
+
+
+def _logs(losses: Tensor, first: Tensor) -> Tensor:
+    """log(L(theta_t) / L(theta_0) + 1e-6), shape (I, K); a loss that has fallen below zero counts as zero."""
+    return torch.log((losses / first.unsqueeze(1)).clamp(min=0) + 1e-6)
+
+
+def _anywhere(flag: Tensor) -> bool:
+    """Whether it is set in any process, so that all do the same."""
+    if process()[1] > 1:
+        flag = flag.to(torch.int32)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag)
+
+
+def _everywhere(value: Tensor) -> Tensor:
+    """The mean over processes."""
+    if process()[1] > 1:
+        torch.distributed.all_reduce(value)
+    return value / process()[1]
+
+
+def _gathered(carried: Carried | None) -> list[Carried | None]:
+    """What each process carries, in the order of their ranks."""
+    world = process()[1]
+    if world == 1:
+        return [carried]
+    parts: list[Carried | None] = [None] * world
+    torch.distributed.all_gather_object(parts, tree_map(lambda leaf: leaf.cpu(), carried))
+    return parts

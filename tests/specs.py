@@ -83,6 +83,9 @@ RULES: dict[str, MakeRule] = {
     "lstm-moments": lstm(features="moments"),
     "lstm-both-shortcut": lstm(features=("log_sign", "moments"), shortcut=True),
     "lstm-moments-unbounded": lstm(features="moments", bounded=False),
+    "lstm-time-scales": lstm(features=("time_scales", "step_count"), shortcut=True),
+    "lstm-normalised": lstm(features=("log_sign", "step_count"), normalised=True, num_layers=1),
+    "lstm-normalised-moves-unseen": lstm(features="moments", normalised=True, num_layers=1, move_unseen=True),
 }
 
 OPTIMIZERS: dict[str, Callable[..., RuleOptimizer]] = {
@@ -95,6 +98,9 @@ OPTIMIZERS: dict[str, Callable[..., RuleOptimizer]] = {
     "LSTMOptimizer": lambda params, **options: LSTMOptimizer(params, rule=seeded_rule("lstm", {}), **options),
     "LSTMOptimizer-moments": lambda params, **options: LSTMOptimizer(
         params, rule=seeded_rule("lstm-both-shortcut", {}), **options
+    ),
+    "LSTMOptimizer-normalised": lambda params, **options: LSTMOptimizer(
+        params, rule=seeded_rule("lstm-normalised", {}), **options
     ),
     "LSTMOptimizer-guarded": lambda params, **options: LSTMOptimizer(
         params, rule=seeded_rule("lstm", {}), guard=True, **options

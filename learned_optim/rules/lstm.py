@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.cells import lstm_cell
-from learned_optim.features import FEATURES, ever_seen
-from learned_optim.rule import Rule
+from learned_optim.features import FEATURES, ever_seen, over_root
+from learned_optim.reduction import tensor_means
+from learned_optim.rule import Rule, Scope
 from learned_optim.types import RuleState, Tensors
 
 
@@ -22,21 +23,27 @@ class LSTMRule(Rule):
 
         u = output_scale * (w h + b [+ s features])                 bounded=False
         u = output_scale * tanh(w h + b [+ s features])             bounded=True
+        u = output_scale * d / rms(d) * 10^tanh(mean(r))            normalised=True, with d and r two such outputs
 
     Args:
         features: A name of `learned_optim.features.FEATURES`, or several whose inputs are put side by side.
             ``"log_sign"``: log-magnitude and sign, as in the paper. ``"moments"``: normalised moments as in RNNprop,
             which carry over to other activations because they do not depend on the gradient's scale.
+            ``"time_scales"``: averages over four times; ``"step_count"``: how long the training has gone on.
         hidden_size: H, units per layer (the paper: 20).
         num_layers: L (the paper: 2).
         output_scale: Unit of the update. The paper uses 0.1 for neural networks, its code 0.01.
-        bounded: Whether the output goes through tanh (RNNprop). By default when ``features`` holds moments.
+        bounded: Whether the output goes through tanh (RNNprop). By default when a feature has lost the gradient's
+            scale and the output is not normalised.
         shortcut: Adds a learned linear map s from the features to the output, as Wichrowska et al. 2017 do for the
             gradient. The map starts at a descent direction and the head at zero, so that the untrained rule already is
             a plain normalised descent with rate ``0.3 * output_scale``. Off by default, as in the paper.
         move_unseen: Whether coordinates move whose gradient has always been zero, as they do in the paper. By default
             they stay, with their state at zero: an unused embedding row or a dead pixel is left alone. The state
             itself tells, so that this costs no memory.
+        normalised: Whether the output is divided by its root mean square over the tensor, so that the rule chooses a
+            direction, and a step between a tenth and ten times ``output_scale``. Coordinates that do not move do not
+            count. The rule then looks at whole tensors.
 
     The LSTM runs in the dtype of its weights, whatever the dtype of the parameters; so does its state, per coordinate
     ``hidden_i`` and ``cell_i`` of shape ``param.shape + (H,)`` for each layer i, beside what the features remember.
@@ -44,11 +51,13 @@ class LSTMRule(Rule):
     Raises:
         ValueError: An unknown feature, or a size or scale out of range.
 
-    Source: Andrychowicz et al. 2016, section 2.1; Lv et al. 2017, section 4, for ``"moments"`` and ``bounded``.
-    Deviations: ``move_unseen=False``; the forget gate's bias starts at 1.
+    Source: Andrychowicz et al. 2016, section 2.1; Lv et al. 2017, section 4, for ``"moments"`` and ``bounded``;
+    Wichrowska et al. 2017, section 3.2, and Celo2 2026 for an update that is normalised over its tensor.
+    Deviations: ``move_unseen=False``; the forget gate's bias starts at 1; the length of a normalised step is the rule's
+    own.
     """
 
-    scope = "coordinate"
+    scope: Scope = "coordinate"
 
     def __init__(
         self,
@@ -60,6 +69,7 @@ class LSTMRule(Rule):
         bounded: bool | None = None,
         shortcut: bool = False,
         move_unseen: bool = False,
+        normalised: bool = False,
     ) -> None:
         super().__init__()
         self.features = (features,) if isinstance(features, str) else tuple(features)
@@ -75,13 +85,18 @@ class LSTMRule(Rule):
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.output_scale = float(output_scale)
-        self.bounded = any(FEATURES[name].bounded for name in self.features) if bounded is None else bounded
-        self.move_unseen = move_unseen
+        if bounded is None:
+            bounded = not normalised and any(FEATURES[name].bounded for name in self.features)
+        if bounded and normalised:
+            raise ValueError("LSTMRule: an output is bounded or normalised, not both")
+        self.bounded, self.normalised, self.move_unseen = bounded, normalised, move_unseen
+        if normalised:
+            self.scope = "tensor"
         inputs = sum(FEATURES[name].size for name in self.features)
         sizes = [inputs, *[hidden_size] * (num_layers - 1)]
         self.weights = nn.ParameterList(torch.empty(4 * hidden_size, size + hidden_size) for size in sizes)
         self.biases = nn.ParameterList(torch.empty(4 * hidden_size) for _ in sizes)
-        self.head = nn.Linear(hidden_size, 1)
+        self.head = nn.Linear(hidden_size, 2 if normalised else 1)
         self.shortcut = nn.Parameter(torch.empty(inputs)) if shortcut else None
         self.reset_parameters()
 
@@ -117,10 +132,13 @@ class LSTMRule(Rule):
         updates: Tensors = {}
         per_param = dict(state.per_param)
         for name, grad in grads.items():
-            updates[name], per_param[name] = self._step(grad.to(self.head.weight.dtype), state.per_param[name])
-        return updates, RuleState(per_param, state.shared)
+            updates[name], per_param[name] = self._output(grad.to(self.head.weight.dtype), state.per_param[name])
+        if self.normalised:
+            updates = self._normalised(updates, params)
+        return {name: self.output_scale * u for name, u in updates.items()}, RuleState(per_param, state.shared)
 
-    def _step(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+    def _output(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        """What the head says of each coordinate, shape (...), normalised (..., 3); and the new state."""
         new = dict(state)
         inputs = []
         for name in self.features:
@@ -136,12 +154,30 @@ class LSTMRule(Rule):
                 x, cell = x * seen.unsqueeze(-1), cell * seen.unsqueeze(-1)
             new[f"hidden_{i}"], new[f"cell_{i}"] = x, cell
 
-        out = self.head(x).squeeze(-1)
+        heads = self.head(x)  # (..., 1), normalised (..., 2)
+        out = heads[..., 0]
         if self.shortcut is not None:
             out = out + features @ self.shortcut
         out = torch.tanh(out) if self.bounded else out
-        update = self.output_scale * (out if seen is None else out * seen)
-        return update, new
+        out = out if seen is None else out * seen
+        if not self.normalised:
+            return out, new
+        counted = torch.ones_like(out) if seen is None else seen.to(out.dtype)
+        return torch.stack((out, counted * heads[..., 1], counted), dim=-1), new
+
+    def _normalised(self, outputs: Tensors, params: Tensors) -> Tensors:
+        """From direction d, size r and whether a coordinate counts to d / rms(d) * 10^tanh(mean(r))."""
+        means = tensor_means(
+            {name: torch.cat((out[..., :1].square(), out[..., 1:]), dim=-1) for name, out in outputs.items()}, params
+        )
+        updates = {}
+        for name, out in outputs.items():
+            square, size, counted = means[name].unbind(-1)
+            counted = torch.where(counted > 0, counted, torch.ones_like(counted))
+            updates[name] = over_root(out[..., 0], (square / counted).expand(out.shape[:-1])) * 10 ** torch.tanh(
+                size / counted
+            )
+        return updates
 
     def config(self) -> dict[str, Any]:
         return {
@@ -152,6 +188,7 @@ class LSTMRule(Rule):
             "bounded": self.bounded,
             "shortcut": self.shortcut is not None,
             "move_unseen": self.move_unseen,
+            "normalised": self.normalised,
         }
 
     def extra_repr(self) -> str:

@@ -185,7 +185,7 @@ def test_unused_parameters_are_found_or_told(outcomes):
 
 
 def test_what_cannot_be_shared_evenly_is_rounded_up(monkeypatch):
-    monkeypatch.setattr("lightning_modules.data._process", lambda: (1, 2))
+    monkeypatch.setattr("lightning_modules.data.process", lambda: (1, 2))
     assert len(Tasks(eval_batch_size=8).val_dataloader()) == 1
     loader = Tasks().train_dataloader()
     loader.load_state_dict({"position": 5})

@@ -1,0 +1,111 @@
+"""Several problems of one family, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from learned_optim.problems import ProblemFamily
+from learned_optim.rule import Rule, bind
+from learned_optim.seeds import seeded
+from learned_optim.types import Minibatch, RuleState, Tensors, Update
+from learned_optim.unroll import unroll
+
+
+class Window(NamedTuple):
+    """Steps on several problems.
+
+    Attributes:
+        params: After the last step, each of shape (I, ...).
+        state: The rule's, likewise.
+        losses: L(theta_k) for k = 0..K, shape (I, K + 1): from where the steps begin to after the last, there on
+            the batch of the step that would come next.
+    """
+
+    params: Tensors
+    state: RuleState
+    losses: Tensor
+
+
+class Instances:
+    """I problems of a family, each known by its number: the same ones for the same seed, role and episode.
+
+    Args:
+        family: What they are drawn from.
+        purpose: Names the stream of problems, such as ``(seed, "train", episode)``.
+        numbers: Which of them.
+        device: Where they live.
+    """
+
+    def __init__(
+        self,
+        family: ProblemFamily,
+        purpose: Sequence[int | str],
+        numbers: Iterable[int],
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.family, self.purpose, self.numbers = family, tuple(purpose), list(numbers)
+        self.device = device
+        self._problems = [family.sample(seeded(*self.purpose, i)) for i in self.numbers]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def start(self, rule: Rule) -> tuple[Tensors, RuleState]:
+        """First parameters and states, each of shape (I, ...)."""
+        params = {
+            name: torch.stack([problem.params[name] for problem in self._problems]).to(self.device)
+            for name in self._problems[0].params
+        }
+        with torch.no_grad():
+            state: RuleState = torch.vmap(rule.init_state)(params)
+        return params, state
+
+    def batch(self, step: int) -> Minibatch:
+        """The step's batches, each tensor of shape (I, ...)."""
+        drawn = [p.batch(seeded(*self.purpose, i, step)) for i, p in zip(self.numbers, self._problems, strict=True)]
+        return tree_map(lambda *leaves: torch.stack(leaves).to(self.device), *drawn)
+
+    def run(
+        self,
+        update: Update,
+        params: Tensors,
+        state: RuleState,
+        steps: range,
+        *,
+        first_order: bool = True,
+        phi: Tensors | None = None,
+    ) -> Window:
+        """Takes ``steps`` with ``update`` on every problem.
+
+        Args:
+            update: Of one problem; it is batched with vmap.
+            params: Shape (I, ...).
+            state: Likewise.
+            steps: Their numbers, which name the batches.
+            first_order: See `unroll`.
+            phi: Each problem's own meta-parameters, shape (I, ...); ``update`` then is a rule.
+        """
+        batches = [self.batch(step) for step in range(steps.start, steps.stop + 1)]
+
+        def one(params: Tensors, state: RuleState, batches: list[Minibatch], phi: Tensors | None) -> Window:
+            unrolled = unroll(
+                update if phi is None else bind(cast(Rule, update), phi),
+                self.family.loss,
+                params,
+                state,
+                steps=len(steps),
+                batches=batches[:-1],
+                first_order=first_order,
+            )
+            after = self.family.loss(unrolled.params, batches[-1])
+            return Window(unrolled.params, unrolled.state, torch.cat((unrolled.losses, after.unsqueeze(0))))
+
+        dims = (0, 0, 0, None if phi is None else 0)
+        result: Window = torch.vmap(one, in_dims=dims, randomness="different")(params, state, batches, phi)
+        return result

@@ -1,0 +1,193 @@
+"""Two ways to the gradient of a learned optimizer's loss: backpropagation through its steps, and perturbed copies.
+
+Both take one window of steps on several problems and return a loss whose ``backward()`` gives the estimate, together
+with what the next window goes on from: a dict of tensors, `Carried`, that checkpoints hold.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from learned_optim import Rule, RuleState, Tensors, detached
+from learned_optim.imitation import Imitating
+from learned_optim.instances import Instances, Window
+from learned_optim.sampled import SampledUpdate
+from learned_optim.types import Update
+
+Carried: TypeAlias = dict[str, Any]
+"""``params``, the rule's state as ``per_param`` and ``shared``, ``first``: the losses at the start, and more."""
+
+Objective: TypeAlias = Callable[[Tensor, Tensor, range], Tensor]
+"""``objective(losses, first, steps)``: a number for each problem, shape (I,), from L(theta) after each of the steps,
+shape (I, K), and at the start, shape (I,)."""
+
+
+class Estimator(ABC):
+    """An estimate of the gradient of the objective by the rule's parameters."""
+
+    copies = 1
+    """How often each problem is run."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+
+    def numbers(self, first: int, count: int) -> Sequence[int]:
+        """The numbers of the problems that `start` and `window` are to be given."""
+        return [*range(first, first + count)] * self.copies
+
+    def start(self, instances: Instances) -> Carried:
+        """What the first window goes on from."""
+        params, state = instances.start(self.rule)
+        with torch.no_grad():
+            first = torch.vmap(instances.family.loss)(params, instances.batch(0))
+        return _carried(params, state, first)
+
+    @abstractmethod
+    def window(
+        self,
+        instances: Instances,
+        carried: Carried,
+        steps: range,
+        objective: Objective,
+        *,
+        generator: torch.Generator,
+        teacher_weight: float = 0.0,
+    ) -> tuple[Tensor, Carried]:
+        """One window: its loss, whose ``backward()`` gives the estimate, and what the next one goes on from.
+
+        Args:
+            instances: The problems.
+            carried: Of the window before, or `start`.
+            steps: The numbers of the steps to take.
+            objective: What is minimised.
+            generator: Of the estimate's own randomness.
+            teacher_weight: What the distance to the teacher's steps counts for, where there is a teacher.
+        """
+
+
+class TruncatedBackpropagation(Estimator):
+    """Backpropagation through the window, and no further.
+
+    Args:
+        rule: The rule.
+        first_order: Treats the optimizee's gradients as constants.
+        coordinates: How many of each tensor keep their graph, see `SampledUpdate`; all by default.
+        teacher: A rule to imitate, see `Imitating`.
+
+    Source: Andrychowicz et al. 2016, section 2.
+    """
+
+    def __init__(
+        self, rule: Rule, *, first_order: bool = True, coordinates: int | None = None, teacher: Rule | None = None
+    ) -> None:
+        super().__init__(rule)
+        self.first_order, self.coordinates, self.teacher = first_order, coordinates, teacher
+
+    def start(self, instances: Instances) -> Carried:
+        carried = super().start(instances)
+        if self.teacher is not None:
+            state = torch.vmap(self.teacher.init_state)(carried["params"])
+            carried |= {"teacher_per_param": state.per_param, "teacher_shared": state.shared}
+        return carried
+
+    def window(
+        self,
+        instances: Instances,
+        carried: Carried,
+        steps: range,
+        objective: Objective,
+        *,
+        generator: torch.Generator,
+        teacher_weight: float = 0.0,
+    ) -> tuple[Tensor, Carried]:
+        params, state = carried["params"], RuleState(carried["per_param"], carried["shared"])
+        update: Update = self.rule
+        sample = imitating = None
+        if self.coordinates is not None:
+            one = {name: p[0] for name, p in params.items()}
+            update = sample = SampledUpdate(self.rule, one, count=self.coordinates, generator=generator)
+            state = torch.vmap(sample.extend)(state)
+        if self.teacher is not None:
+            update = imitating = Imitating(update, self.teacher)
+            theirs = RuleState(carried["teacher_per_param"], carried["teacher_shared"])
+            state = torch.vmap(imitating.extend)(state, params, theirs)
+        result = instances.run(update, params, state, steps, first_order=self.first_order)
+
+        loss = objective(result.losses[:, 1:], carried["first"], steps).mean()
+        state, more = result.state, {}
+        if imitating is not None:
+            loss = loss + teacher_weight * imitating.distance(state).mean() / len(steps)
+            state, theirs = imitating.reduce(state)
+            _, theirs = detached({}, theirs)
+            more = {"teacher_per_param": theirs.per_param, "teacher_shared": theirs.shared}
+        if sample is not None:
+            state = sample.reduce(state)
+        return loss, _carried(*detached(result.params, state), carried["first"]) | more | _after(result)
+
+
+class PersistentEvolution(Estimator):
+    """Persistent evolution strategies: an unbiased estimate for any number of windows, without backpropagation.
+
+    Each problem is run twice, with phi + e and phi - e, e drawn anew for each problem and window from N(0, std^2). The
+    gradient is the mean over problems of xi (L+ - L-) / (2 std^2), where xi is the sum of a problem's e since its
+    start: the perturbations of earlier windows keep their share in what they have led to, which truncation drops.
+
+    Args:
+        rule: The rule.
+        std: Standard deviation of the perturbations.
+
+    Source: Vicol et al. 2021, algorithm 2, with antithetic pairs.
+    """
+
+    copies = 2
+
+    def __init__(self, rule: Rule, *, std: float = 0.01) -> None:
+        super().__init__(rule)
+        self.std = std
+
+    def start(self, instances: Instances) -> Carried:
+        pairs = len(instances) // 2
+        noise = {name: p.new_zeros(pairs, *p.shape) for name, p in self.rule.named_parameters()}
+        return super().start(instances) | {"noise": {name: value.detach() for name, value in noise.items()}}
+
+    def window(
+        self,
+        instances: Instances,
+        carried: Carried,
+        steps: range,
+        objective: Objective,
+        *,
+        generator: torch.Generator,
+        teacher_weight: float = 0.0,
+    ) -> tuple[Tensor, Carried]:
+        pairs = len(instances) // 2
+        phi = {name: p.detach() for name, p in self.rule.named_parameters()}
+        fresh = {
+            name: self.std * torch.randn(pairs, *p.shape, generator=generator, dtype=p.dtype).to(p.device)
+            for name, p in phi.items()
+        }
+        noise = {name: carried["noise"][name] + fresh[name] for name in phi}
+        perturbed = {name: torch.cat((p + fresh[name], p - fresh[name])) for name, p in phi.items()}
+        state = RuleState(carried["per_param"], carried["shared"])
+        with torch.no_grad():
+            result = instances.run(self.rule, carried["params"], state, steps, phi=perturbed)
+            values = objective(result.losses[:, 1:], carried["first"], steps)  # (2 pairs,)
+            slopes = (values[:pairs] - values[pairs:]) / (2 * self.std**2)
+            grads = {name: torch.einsum("i,i...->...", slopes, value) / pairs for name, value in noise.items()}
+        # Zero, with the gradient.
+        handed = [((p - p.detach()) * grads[name]).sum() for name, p in self.rule.named_parameters()]
+        loss = values.mean() + torch.stack(handed).sum()
+        return loss, _carried(result.params, result.state, carried["first"]) | {"noise": noise} | _after(result)
+
+
+def _carried(params: Tensors, state: RuleState, first: Tensor) -> Carried:
+    return {"params": params, "per_param": state.per_param, "shared": state.shared, "first": first}
+
+
+def _after(result: Window) -> Carried:
+    return {"after": result.losses[:, -1].detach()}

@@ -1,0 +1,327 @@
+"""What LearnedOptimizerModule minimises, on which problems, and how it estimates the gradient."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from learned_optim import AdamRule, LSTMRule, MetaSGDRule, MomentumRule, Rule, RuleState, SGDRule, unroll
+from learned_optim.imitation import Imitating
+from learned_optim.instances import Instances
+from learned_optim.problems import Quadratics
+from learned_optim.sampled import SampledUpdate
+from learned_optim.seeds import seeded
+from lightning_modules import LearnedOptimizerModule, search_outer_lr
+from lightning_modules.estimators import PersistentEvolution, TruncatedBackpropagation
+from tests.test_lightning import quadratics, trainer
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def silent(module):
+    module.log = lambda *args, **kwargs: None
+    return module
+
+
+def horizon_losses(module, episode=0):
+    """Losses at theta_0, ..., theta_K of each problem, one after the other and without a window, shape (I, K + 1)."""
+    family, rows = module.families[episode % len(module.families)], []
+    for i in range(module.instances):
+        purpose = (module.seed, "train", episode, i)
+        problem = family.sample(seeded(*purpose))
+        batches = [problem.batch(seeded(*purpose, step)) for step in range(module.horizons[-1] + 1)]
+        state = module.rule.init_state(problem.params)
+        steps = len(batches) - 1
+        whole = unroll(
+            module.rule, family.loss, problem.params, state, steps=steps, batches=batches[:-1], first_order=True
+        )
+        rows.append(torch.cat((whole.losses, family.loss(whole.params, batches[-1]).reshape(1))))
+    return torch.stack(rows)
+
+
+WEIGHTS = {
+    "all alike": ({}, lambda loss, first, t: loss),
+    "late steps": ({"late_weight": 2.0}, lambda loss, first, t: 3 * (t / 12) ** 2 * loss),
+    "logarithm": ({"objective": "log"}, lambda loss, first, t: torch.log(loss / first + 1e-6)),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_objective_is_its_formula_over_the_windows_of_a_horizon(name):
+    options, formula = WEIGHTS[name]
+    module = silent(quadratics(outer_lr=0.0, **options))
+    windows = torch.stack([module.training_step(None, i) for i in range(3)])
+    losses = horizon_losses(module)
+    rows = [[formula(row[t], row[0], t) for t in range(1, 13)] for row in losses]
+    assert_close(windows.mean(), torch.stack([torch.stack(row) for row in rows]).mean())
+
+
+def test_families_take_turns_and_are_all_validated():
+    families = [Quadratics(2), Quadratics(5)]
+    torch.manual_seed(0)
+    module = LearnedOptimizerModule(
+        families, LSTMRule(hidden_size=3), horizon=4, window=4, instances=1, val_instances=2, outer_lr=0.0
+    )
+    run = trainer(2, limit_train_batches=2)
+    run.fit(module)
+    assert module._episode == 2
+    means = []
+    for number, family in enumerate(families):
+        instances = Instances(family, (0, "val", number), range(2))
+        means.append(instances.run(module.rule, *instances.start(module.rule), range(4)).losses[:, :-1].mean())
+    assert_close(run.callback_metrics["val/loss"].double(), torch.stack(means).mean(), rtol=1e-6, atol=1e-6)
+
+
+def test_random_horizons_are_whole_windows_and_belong_to_the_episode():
+    module = quadratics(horizon=64, random_horizons=True)
+    drawn = [module._horizon(episode) for episode in range(300)]
+    assert drawn == [module._horizon(episode) for episode in range(300)]
+    assert {steps % 4 for steps in drawn} == {0}
+    assert (min(drawn), max(drawn)) == (4, 64)
+    # Log-uniform: about as many below the geometric mean as above.
+    assert 100 < sum(steps < 16 for steps in drawn) < 200
+
+
+def test_the_curriculum_advances_when_validation_stands_still():
+    """Nothing is learned, so that only the first of all validations improves."""
+    module = quadratics(outer_lr=0.0, curriculum=(4, 8), patience=2)
+    stages = []
+    validated = module.on_validation_epoch_end
+
+    def noted():
+        validated()
+        stages.append(module._stage)
+
+    module.on_validation_epoch_end = noted
+    trainer(30, num_sanity_val_steps=0).fit(module)
+    assert stages == [0, 0, 1, 1, 1, 2]
+    assert module._horizon(0) == 12
+
+
+# Persistent evolution strategies
+
+
+class Family(Quadratics):
+    """Quadratics that plain descent does not diverge on."""
+
+    def sample(self, generator):
+        problem = super().sample(generator)
+        w, y = problem.batch(generator)
+        return problem._replace(batch=lambda _: (w / 3, y))
+
+
+def evolved(rule, *, windows, pairs, std, seed=0):
+    """The summed estimates of all windows of a horizon of 6, and what backpropagation through all of it gives."""
+    family, total, estimates = Family(3), 6, []
+    for estimator in (PersistentEvolution(rule, std=std), TruncatedBackpropagation(rule, first_order=False)):
+        instances = Instances(family, (0, "pes"), [0] * pairs * estimator.copies)
+        carried, gradient = estimator.start(instances), 0
+        for steps in windows:
+            loss, carried = estimator.window(
+                instances, carried, steps, lambda losses, first, steps: losses.sum(dim=1) / total,
+                generator=seeded("pes", seed, steps.start),
+            )  # fmt: skip
+            gradient = gradient + torch.autograd.grad(loss, list(rule.parameters()))[0]
+        estimates.append(gradient)
+    return estimates
+
+
+def test_evolution_is_unbiased_over_windows_where_truncation_is_not():
+    problem = Family(3).sample(seeded("shapes"))
+    rule = MetaSGDRule(problem.params, 0.1)
+    (exact,) = (evolved(rule, windows=[range(6)], pairs=1, std=1e-3)[1],)
+    windows = [range(0, 2), range(2, 4), range(4, 6)]
+    estimates = torch.stack([evolved(rule, windows=windows, pairs=50, std=1e-3, seed=i)[0] for i in range(40)])
+    truncated = evolved(rule, windows=windows, pairs=1, std=1e-3)[1]
+    error = estimates.std(dim=0) / math.sqrt(len(estimates))
+    assert bool(((estimates.mean(dim=0) - exact).abs() < 4 * error).all())
+    assert bool(((truncated - exact).abs() > 8 * error).any())
+
+
+def test_evolution_leaves_no_graph_and_hands_over_its_gradient():
+    module = silent(quadratics(estimator="evolution"))
+    loss = module.training_step(None, 0)
+    loss.backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.rule.parameters())
+    leaves = [module._carried["params"], module._carried["noise"], *module._carried["per_param"].values()]
+    assert not any(value.requires_grad for tensors in leaves for value in tensors.values())
+
+
+# Imitation
+
+
+class Still(Rule):
+    """Does nothing."""
+
+    def init_state(self, params, *, generator=None):
+        return RuleState({name: {} for name in params}, {})
+
+    def forward(self, grads, state, params):
+        return {name: 0 * grad for name, grad in grads.items()}, state
+
+    def config(self):
+        return {}
+
+
+LEARNERS = {"the teacher itself": (lambda: AdamRule(0.1), 0.0), "nothing": (Still, 1.0)}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_distance_to_the_teacher(name):
+    make, expected = LEARNERS[name]
+    instances = Instances(Quadratics(4), (0, "imitation"), [0])
+    problem, rule = instances._problems[0], make()
+    update = Imitating(rule, AdamRule(0.1))
+    state = update.extend(rule.init_state(problem.params), problem.params)
+    loss, data = Quadratics(4).loss, problem.batch(torch.Generator())
+    whole = unroll(update, lambda p: loss(p, data), problem.params, state, steps=5)
+    assert_close(update.distance(whole.state), torch.tensor(5 * expected))
+    # The teacher remembers the gradients of the learner's trajectory, also over a truncation.
+    first = unroll(update, lambda p: loss(p, data), problem.params, state, steps=2)
+    own, theirs = update.reduce(first.state)
+    again = update.extend(own, first.params, theirs)
+    second = unroll(update, lambda p: loss(p, data), first.params, again, steps=3)
+    assert_close(update.reduce(second.state)[1], update.reduce(whole.state)[1])
+    assert_close(update.distance(second.state), torch.tensor(3 * expected))
+
+
+def test_imitation_alone_ends_at_the_teacher():
+    """Rates for each coordinate, which can become those of plain descent."""
+    torch.manual_seed(0)
+    rule = MetaSGDRule({"theta": torch.zeros(3)}, (0.02, 0.08))
+    sizes = {"horizon": 12, "window": 4, "instances": 4, "steps_per_epoch": 50}
+    module = LearnedOptimizerModule(
+        Quadratics(3), rule, teacher=SGDRule(0.01), teacher_weight=1e6, outer_lr=2e-3, schedule="cosine", **sizes
+    )
+    trainer(300, limit_val_batches=0).fit(module)
+    for rates in rule.parameters():
+        assert_close(rates.detach(), torch.full_like(rates, 0.01), rtol=0.05, atol=0)
+
+
+def test_imitation_of_sampled_coordinates_is_that_of_all_when_all_are_sampled():
+    grads = []
+    for coordinates in (None, 100):
+        module = silent(quadratics(teacher=MomentumRule(0.01), teacher_weight=3.0, coordinates=coordinates))
+        module.training_step(None, 0).backward()
+        grads.append([p.grad for p in module.rule.parameters()])
+    assert_close(*grads)
+
+
+def test_the_teachers_weight_falls_to_zero():
+    module = quadratics(teacher=SGDRule(0.01), teacher_weight=4.0, teacher_epochs=3)
+    weights = []
+    stepped = module.training_step
+
+    def noted(*args):
+        weights.append(module._teacher_weight())
+        return stepped(*args)
+
+    module.training_step = noted
+    trainer(20, limit_val_batches=0).fit(module)
+    assert_close(weights[::5], [4.0, 4.0 * 2 / 3, 4.0 / 3, 0.0])
+
+
+# Resuming and bad options
+
+RESUMED = {
+    "evolution": {"estimator": "evolution", "instances": 3},
+    "teacher": {"teacher": AdamRule(0.1), "teacher_epochs": 4},
+    "sampled teacher": {"teacher": AdamRule(0.1), "coordinates": 2},
+    "curriculum": {"curriculum": (4, 8), "patience": 1, "outer_lr": 0.1},
+    "random horizons": {"random_horizons": True, "objective": "log"},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("at", [5, 8])
+def test_resuming_changes_nothing_bit_for_bit(name, at):
+    def fit(every=None, ckpt_path=None):
+        module = quadratics(**RESUMED[name])
+        trainer(17, every).fit(module, ckpt_path=ckpt_path)
+        return list(module.state_dict().values()), module._stage
+
+    whole = fit()
+    fit(every=at)
+    assert_close(fit(every=at, ckpt_path=f"saved/step={at}.ckpt"), whole, rtol=0, atol=0)
+
+
+BAD = {
+    "objective": ({"objective": "logarithm"}, "objective must be one of"),
+    "estimator": ({"estimator": "pes"}, "estimator must be one of"),
+    "std": ({"estimator": "evolution", "std": 0.0}, "std must be finite and > 0, got 0.0"),
+    "teacher": ({"estimator": "evolution", "teacher": AdamRule(0.1)}, "need estimator='truncated'"),
+    "late": ({"late_weight": -1.0}, "late_weight must be a finite number >= 0, got -1.0"),
+    "patience": ({"patience": 0}, "patience must be >= 1"),
+    "order": ({"curriculum": (8, 4)}, r"curriculum must ascend to horizon, got \(8, 4, 12\)"),
+    "curriculum": ({"curriculum": (5,)}, "window must divide horizon"),
+    "negative": ({"curriculum": (-4,)}, "curriculum must ascend to horizon"),
+    "twice": ({"curriculum": (12,)}, "curriculum must ascend to horizon"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_options(name):
+    options, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        quadratics(**options)
+
+
+def test_no_family():
+    with pytest.raises(ValueError, match="family is an empty list"):
+        LearnedOptimizerModule([])
+
+
+def test_sampling_needs_coordinates_that_go_alone():
+    with pytest.raises(ValueError, match="is not coordinatewise"):
+        SampledUpdate(LSTMRule(normalised=True), {"p": torch.zeros(3)}, count=2, generator=torch.Generator())
+
+
+# The learning rate
+
+
+def searching(rates, **options):
+    return search_outer_lr(quadratics(), rates, steps=10, accelerator="cpu", **options)
+
+
+def test_the_best_rate_is_that_of_the_best_training():
+    def alone(rate):
+        module = quadratics(outer_lr=rate)
+        trainer(10, limit_val_batches=0).fit(module)
+        return trainer(1).validate(module, verbose=False)[0]["val/loss"]
+
+    rates = (1e-4, 0.03, 1e3)
+    found = searching(rates)
+    assert found.losses == {rate: alone(rate) for rate in rates}
+    assert found.best == min(rates, key=lambda rate: found.losses[rate])
+    assert found.inside == (found.best == 0.03)
+
+
+def test_a_search_leaves_the_module_alone():
+    module = quadratics()
+    before = [p.detach().clone() for p in module.parameters()]
+    search_outer_lr(module, [0.1], steps=3, accelerator="cpu")
+    assert module.outer_lr == 1e-3
+    assert_close(list(module.parameters()), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("rates", "options", "message"),
+    [
+        ([], {}, "rates is empty"),
+        ([0.1], {"monitor": "val/accuracy"}, "'val/accuracy' is not logged; there are"),
+    ],
+)
+def test_bad_searches(rates, options, message):
+    with pytest.raises(ValueError, match=message):
+        searching(rates, **options)
