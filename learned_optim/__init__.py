@@ -12,7 +12,9 @@ from learned_optim.checkpoint import (
 )
 from learned_optim.data import data_root, download_file, write_atomically
 from learned_optim.guard import Guard
+from learned_optim.normalisation import differentiable_twice
 from learned_optim.optimizers import LSTMOptimizer, MetaSGD
+from learned_optim.pickles import read_pickle
 from learned_optim.rule import Rule, apply_updates, bind
 from learned_optim.rule_optimizer import RuleOptimizer
 from learned_optim.rules import (
@@ -57,10 +59,12 @@ __all__ = [
     "bind",
     "data_root",
     "detached",
+    "differentiable_twice",
     "download_file",
     "load_checkpoint",
     "meta_loss",
     "read_model",
+    "read_pickle",
     "read_record",
     "save_checkpoint",
     "unroll",

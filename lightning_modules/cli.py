@@ -1,15 +1,24 @@
-"""The command ``learned-optim``: ``fit``, ``validate`` and ``test`` from a configuration file."""
+"""The command ``learned-optim``: ``fit``, ``validate`` and ``test`` from a configuration file, and ``race``."""
 
 from __future__ import annotations
 
+import sys
+
 
 def main(args: list[str] | None = None) -> None:
-    """Runs Lightning's command line on the LightningModules and data of this package.
+    """Runs a race, or Lightning's command line on the LightningModules and data of this package.
 
+    ``learned-optim race --help`` says what a race is; it does not need Lightning.
     ``learned-optim fit --config FILE`` trains; ``--help`` after a subcommand lists the options. Any LightningModule can
     be named by its class path in the file. Checkpoints are written by `AtomicCheckpointIO` unless ``trainer.plugins``
     says otherwise.
     """
+    given = sys.argv[1:] if args is None else args
+    if given[:1] == ["race"]:
+        from learned_optim.race.command import main as race
+
+        race(given[1:])
+        return
     try:
         from pytorch_lightning.cli import LightningCLI
 
@@ -34,7 +43,12 @@ def main(args: list[str] | None = None) -> None:
                 raise SystemExit(f"learned-optim: {cause}") from error
 
     saving = {"class_path": "lightning_modules.AtomicCheckpointIO"}
-    CLI(args=args, save_config_kwargs={"overwrite": True}, trainer_defaults={"plugins": [saving]})
+    CLI(
+        args=args,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={"plugins": [saving]},
+        parser_kwargs={"epilog": "learned-optim race --help: races between optimizers"},
+    )
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from learned_optim import Rule, RuleState, Tensors, Unrolled, meta_loss, unroll
+from learned_optim import Rule, RuleState, Tensors, Unrolled, differentiable_twice, meta_loss, unroll
 from meta_init.compiled import CompiledGradient
-from meta_init.normalisation import differentiable_twice, norms_by, norms_with_statistics
+from meta_init.normalisation import norms_by, norms_with_statistics
 from meta_init.tasks import Batch, Inputs, Task, as_tasks, check_batch, count_tasks, supervised_loss
 
 Objective = Callable[[Tensors, Tensors, Tensor], Tensor]

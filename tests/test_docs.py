@@ -14,6 +14,7 @@ import learned_optim
 import lightning_modules
 import meta_init
 from learned_optim import read_record
+from learned_optim.race import load_result, table
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = [(package, name) for package in (learned_optim, meta_init, lightning_modules) for name in package.__all__]
@@ -73,6 +74,39 @@ def test_the_example_of_optimizers_runs():
     model(torch.ones(2, 1, 8, 8)).square().sum().backward()
     namespace["optimizer"].step()
     assert not torch.equal(model[0].weight, before)
+
+
+def test_the_example_of_races_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "race.md").read_text(), flags=re.DOTALL)
+    namespace = {}
+    exec(compile(block, "docs/race.md", "exec"), namespace)
+    result = namespace["result"]
+    assert [(entry.name, entry.tuning is None) for entry in result.entries] == [
+        ("LSTM", True),
+        ("Adam", False),
+        ("mine", True),
+    ]
+    assert capsys.readouterr().out == namespace["page"](result) + "\n"
+    assert (tmp_path / "race.png").exists()
+
+
+def test_the_race_of_the_docs_is_that_of_its_file():
+    text = (ROOT / "docs" / "race.md").read_text()
+    result = load_result(ROOT / "docs" / "results" / "races" / "mnist-mlp" / "race.json")
+    assert result.command in text
+    assert table(result) in text
+
+
+def test_the_examples_of_training_an_optimizer_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "train_an_optimizer.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 4
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, "docs/train_an_optimizer.md", "exec"), namespace)
+    assert namespace["optimizer"].rule.config() == namespace["rule"].config()
+    assert set(namespace["found"].losses) == {1e-3, 3e-3, 1e-2}
 
 
 def test_the_examples_of_few_shot_run():

@@ -12,7 +12,7 @@ import tracemalloc
 import numpy
 import pytest
 
-from meta_init.datasets import pickles, read_pickle
+from learned_optim import pickles, read_pickle
 from tests.python2 import python2
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -23,7 +25,7 @@ from tqdm import tqdm
 import learned_optim
 from learned_optim import LSTMOptimizer, LSTMRule, read_record, save_checkpoint
 from learned_optim.problems import ImageClassification, mlp
-from learned_optim.race import BASELINES, Run, draw, repeat, sweep, tune
+from learned_optim.race import Run, draw_curves, repeat, third_decades, trailing_mean
 
 NAME = "mnist-mlp@1"
 ROOT = Path(__file__).parent.parent
@@ -34,6 +36,7 @@ COMMAND = "learned-optim fit --config docs/configs/mnist-mlp.yaml"
 
 STEPS = 200
 WINDOWS = {"91-100": slice(90, 100), "181-200": slice(180, 200)}
+SMOOTH = 5
 BEYOND, BEYOND_SEEDS = (1000, 10000), range(2)
 SEEDS, TUNING_SEEDS = range(5), range(3)
 NETWORKS = {
@@ -41,6 +44,20 @@ NETWORKS = {
     "40 units": {"hidden": (40,), "activation": "sigmoid"},
     "2 layers of 20 units": {"hidden": (20, 20), "activation": "sigmoid"},
     "ReLU": {"hidden": (20,), "activation": "relu"},
+}
+
+
+class Baseline(NamedTuple):
+    make: Callable[..., torch.optim.Optimizer]
+    rates: tuple[float, ...]
+
+
+BASELINES = {
+    "Adam": Baseline(torch.optim.Adam, third_decades(1e-3, 1.0)),
+    "RMSprop": Baseline(torch.optim.RMSprop, third_decades(1e-4, 0.1)),
+    "Adagrad": Baseline(torch.optim.Adagrad, third_decades(1e-2, 1.0)),
+    "NAG": Baseline(partial(torch.optim.SGD, momentum=0.9, nesterov=True), third_decades(1e-2, 10.0)),
+    "SGD": Baseline(torch.optim.SGD, third_decades(1e-1, 10.0)),
 }
 
 
@@ -69,16 +86,25 @@ def measure(network: dict[str, Any], bar: Any) -> tuple[dict[str, Any], dict[str
     rows = {"LSTM": {window: summary(learned, at) for window, at in WINDOWS.items()}}
     bar.update()
     for name, baseline in BASELINES.items():
-        losses = sweep(family, baseline, steps=STEPS, seeds=TUNING_SEEDS)
+        losses = {
+            lr: repeat(family, partial(baseline.make, lr=lr), steps=STEPS, seeds=TUNING_SEEDS, role="val").losses
+            for lr in baseline.rates
+        }
         rows[name] = {}
         for window, at in WINDOWS.items():
-            best = tune(losses, at)
-            if not best.inside:
-                raise RuntimeError(f"{name}: the best rate {best.lr} is an end of the grid {baseline.grid}; widen it")
-            runs[name] = repeat(family, partial(baseline.make, lr=best.lr), steps=STEPS, seeds=SEEDS)
-            rows[name][window] = summary(runs[name], at) | {"lr": best.lr}
+            lr = best(losses, at)
+            if lr in (baseline.rates[0], baseline.rates[-1]):
+                raise RuntimeError(f"{name}: the best rate {lr} is an end of the grid {baseline.rates}; widen it")
+            runs[name] = repeat(family, partial(baseline.make, lr=lr), steps=STEPS, seeds=SEEDS)
+            rows[name][window] = summary(runs[name], at) | {"lr": lr}
         bar.update()
     return rows, runs
+
+
+def best(losses: dict[float, torch.Tensor], at: slice) -> float:
+    """The learning rate with the lowest mean loss in a window; what is not finite loses."""
+    scores = {lr: float(runs[:, at].mean()) for lr, runs in losses.items()}
+    return min(scores, key=lambda lr: scores[lr] if math.isfinite(scores[lr]) else math.inf)
 
 
 def measure_beyond(first: dict[str, Any], bar: Any) -> dict[str, Any]:
@@ -205,7 +231,15 @@ def main() -> None:
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     assert pictured is not None
-    draw(pictured, RESULTS.with_suffix(".png"), title="784-20-10 sigmoid MLP on MNIST, five fresh seeds")
+    curves = {name: trailing_mean(run.losses, SMOOTH).tolist() for name, run in pictured.items()}
+    draw_curves(
+        curves,
+        RESULTS.with_suffix(".png"),
+        marks=range(1, STEPS + 1),
+        learned=curves.keys() - BASELINES.keys(),
+        title="784-20-10 sigmoid MLP on MNIST, five fresh seeds",
+        ylabel=f"training loss (mean of {SMOOTH} steps)",
+    )
     CARD.write_text(card(results, read_record(NAME)))
     print(CARD.read_text())
 

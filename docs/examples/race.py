@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from learned_optim import LSTMOptimizer
-from learned_optim.data import ImageSet, digits, mnist
+from learned_optim.data import ImageSet, digits, mnist, write_atomically
 from learned_optim.problems import ImageClassification
-from learned_optim.race import BASELINES, draw, race, table
+from learned_optim.race import BASELINES, Interval, draw, page, race
 
 
 def load_images(download: bool) -> ImageSet:
@@ -42,35 +43,33 @@ def main() -> None:
     torch.set_num_threads(1)
     images = load_images(args.download)
     family = ImageClassification(images, batch_size=128)
-    seeds = range(1 if args.quick else args.seeds)
     print(f"Data: {images.name}. Network: 784-20-10, sigmoid, PyTorch's default initialisation; batch 128.")
-    with tqdm(total=2 * len(BASELINES) + 1, desc="race") as bar:
+    print("Every hand-designed optimizer is tuned first, on other problems; the LSTM is not.")
+    learned = {f"LSTM ({args.checkpoint})": partial(LSTMOptimizer, checkpoint=args.checkpoint)}
+    rivals = {BASELINES[name].name: name for name in ("adam", "rmsprop", "adagrad", "nag", "sgd")}
+    with tqdm(desc="race", unit="run") as bar:
 
-        def progress(what: str, done: int, total: int) -> None:
+        def progress(what: str, done: int, planned: int) -> None:
+            bar.total = planned
             bar.set_postfix_str(what, refresh=False)
-            bar.update()
+            bar.update(done - bar.n)
 
-        runs, tuned = race(
+        result = race(
             family,
-            {f"LSTM ({args.checkpoint})": lambda params: LSTMOptimizer(params, checkpoint=args.checkpoint)},
+            learned | rivals,
             steps=args.steps,
-            seeds=seeds,
-            tuning_seeds=range(1 if args.quick else 3),
+            seeds=1 if args.quick else args.seeds,
+            tune=True,
+            tuning_seeds=1 if args.quick else 3,
             progress=progress,
+            name=f"784-20-10 MLP on {images.name}",
         )
-    for name, result in tuned.items():
-        grid = " ".join(f"{lr:g}" for lr in result.scores)
-        print(f"{name:<8} learning rate {result.lr:g}, the best of {grid} on validation seeds")
-    marks = sorted({max(args.steps // 4, 1), max(args.steps // 2, 1), args.steps})
-    fresh = "one fresh seed" if len(seeds) == 1 else f"{len(seeds)} fresh seeds, mean +- standard deviation"
-    print(f"\nTraining loss, mean over the last 10 steps, on {fresh}. The LSTM is not tuned.\n")
-    print(table(runs, marks))
-    draw(runs, args.out / "race.png", title=f"784-20-10 MLP on {images.name}")
-    final = {name: float(run.losses[:, -10:].mean()) for name, run in runs.items()}
-    (args.out / "race.json").write_text(
-        json.dumps({"data": images.name, "steps": args.steps, "final": final}, indent=1)
-    )
-    print(f"\nWrote {args.out / 'race.png'}")
+    print(f"\n{page(result)}")
+    draw(result, args.out / "race.png")
+    final = {entry.name: Interval.of(entry.final).mean for entry in result.entries}
+    written = {"data": images.name, "final": final, **result.to_json()}
+    write_atomically(args.out / "race.json", json.dumps(written).encode())
+    print(f"Wrote {args.out / 'race.png'}")
 
 
 if __name__ == "__main__":

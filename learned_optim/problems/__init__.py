@@ -2,16 +2,30 @@
 
 from learned_optim.problems.base import Problem, ProblemFamily
 from learned_optim.problems.images import ImageClassification
-from learned_optim.problems.networks import conv_net, mlp, recurrent, transformer
+from learned_optim.problems.named import PROBLEMS
+from learned_optim.problems.network_problems import NetworkProblems
+from learned_optim.problems.networks import conv_net, mlp, recurrent, res_net, transformer
 from learned_optim.problems.quadratics import Quadratics
+from learned_optim.problems.synthetic import Bowls, Rosenbrock
+from learned_optim.problems.wrappers import ConvexMix, NoisyGradients, Rescaled, SparseGradients, Transformed
 
 __all__ = [
+    "PROBLEMS",
+    "Bowls",
+    "ConvexMix",
     "ImageClassification",
+    "NetworkProblems",
+    "NoisyGradients",
     "Problem",
     "ProblemFamily",
     "Quadratics",
+    "Rescaled",
+    "Rosenbrock",
+    "SparseGradients",
+    "Transformed",
     "conv_net",
     "mlp",
     "recurrent",
+    "res_net",
     "transformer",
 ]

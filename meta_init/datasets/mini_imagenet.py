@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learned_optim import data_root
+from learned_optim import data_root, read_pickle
 from meta_init.datasets.cache import Folder, cache_file, decoded_once, listing_key
 from meta_init.datasets.classes import Classes
 from meta_init.datasets.folders import class_folders
-from meta_init.datasets.pickles import read_pickle
 from meta_init.datasets.pictures import read_pictures, resized
 from meta_init.datasets.tensors import tensor_classes
 
@@ -33,7 +32,7 @@ def mini_imagenet(
     ``images``; folders ``train``, ``val`` and ``test`` of class folders; ``mini-imagenet-cache-train.pkl`` and so on;
     ``miniImageNet_category_split_train_phase_train.pickle``, ``..._val.pickle`` and ``..._test.pickle``. Pictures are
     decoded once and kept in ``cache``, which needs Pillow. Pickles are read each time, and nothing in them is executed
-    (`read_pickle`).
+    (`learned_optim.read_pickle`).
 
     Args:
         root: See `learned_optim.data_root`.
