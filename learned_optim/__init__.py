@@ -13,7 +13,7 @@ from learned_optim.checkpoint import (
 from learned_optim.data import data_root, download_file, write_atomically
 from learned_optim.guard import Guard
 from learned_optim.normalisation import differentiable_twice
-from learned_optim.optimizers import LSTMOptimizer, MetaSGD
+from learned_optim.optimizers import HierarchicalRNNOptimizer, LSTMOptimizer, MetaSGD
 from learned_optim.pickles import read_pickle
 from learned_optim.rule import Rule, apply_updates, bind
 from learned_optim.rule_optimizer import RuleOptimizer
@@ -21,6 +21,7 @@ from learned_optim.rules import (
     AdagradRule,
     AdamRule,
     AdamWRule,
+    HierarchicalRNNRule,
     LSLRRule,
     LSTMRule,
     MetaLearnerLSTMRule,
@@ -39,6 +40,8 @@ __all__ = [
     "AdamWRule",
     "CheckpointError",
     "Guard",
+    "HierarchicalRNNOptimizer",
+    "HierarchicalRNNRule",
     "LSLRRule",
     "LSTMOptimizer",
     "LSTMRule",

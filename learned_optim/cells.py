@@ -62,3 +62,29 @@ def parameter_cell(
     new = torch.sigmoid(logits)
     # f' - 1 = -sigmoid(-a), which loses no digits where f' is near 1.
     return -torch.sigmoid(-logits[..., 1]) * param - new[..., 0] * grad, new
+
+
+def gru_cell(x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One step of a gated recurrent unit.
+
+    r, u = sigmoid(W [x, h] + b), c = tanh(W_c [x, r h] + b_c), h' = u h + (1 - u) c.
+
+    Args:
+        x: Inputs, shape (..., F).
+        hidden: h, shape (..., H).
+        weight: Shape (3 H, F + H): the rows of the gates r and u, then those of the candidate c; the columns of x
+            before those of h.
+        bias: Shape (3 H,).
+
+    Returns:
+        h', shape (..., H).
+
+    Source: Cho et al. 2014, section 2.3. The reset gate r acts on h before the weights; in ``nn.GRUCell`` it acts on
+    their product, and has a bias of its own there.
+    """
+    size, inputs = hidden.shape[-1], x.shape[-1]
+    seen = F.linear(x, weight[:, :inputs], bias)  # (..., 3 H)
+    gates = torch.sigmoid(seen[..., : 2 * size] + F.linear(hidden, weight[: 2 * size, inputs:]))
+    r, u = gates.chunk(2, dim=-1)  # (..., H) each
+    c = torch.tanh(seen[..., 2 * size :] + F.linear(r * hidden, weight[2 * size :, inputs:]))
+    return u * hidden + (1 - u) * c

@@ -81,6 +81,41 @@ def over_root(numerator: Tensor, v: Tensor, *, eps: float = 1e-8) -> Tensor:
     return torch.where(seen, numerator / (root + eps), torch.zeros_like(numerator))
 
 
+def relative_log(v: Tensor) -> Tensor:
+    """log v less its mean over the last dimension, and 0 with finite derivatives where v = 0."""
+    seen = v > 0
+    log = torch.where(seen, v, torch.ones_like(v)).log()
+    return torch.where(seen, log - log.mean(dim=-1, keepdim=True), torch.zeros_like(log))
+
+
+def averages_at_scales(
+    grad: Tensor, means: Tensor, squares: Tensor, decay: Tensor, square_decay: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Averages of the gradient over times that double, and of the squares of these averages.
+
+    m_k' = d_k m_k + (1 - d_k) g with d_k = d^(1 / 2^k), and v_k' = s v_k + (1 - s) m_k'^2, for k = 0, ..., S - 1.
+
+    Args:
+        grad: g, any shape.
+        means: m, shape ``grad.shape + (S,)``.
+        squares: v, likewise.
+        decay: d in [0, 1), of the shape of g: every coordinate has its own.
+        square_decay: s, likewise.
+
+    Returns:
+        m' and v'.
+
+    Source: Wichrowska et al. 2017, section 3.2, as in the released code.
+    """
+    # The root of 0 has an infinite slope, which would turn into NaN.
+    positive = torch.where(decay > 0, decay, torch.ones_like(decay)).unsqueeze(-1)
+    exponents = 0.5 ** torch.arange(means.shape[-1], dtype=grad.dtype, device=grad.device)
+    d = torch.where(decay.unsqueeze(-1) > 0, positive**exponents, 0.0)  # (..., S)
+    s = square_decay.unsqueeze(-1)
+    means = d * means + (1 - d) * grad.unsqueeze(-1)
+    return means, s * squares + (1 - s) * means.square()
+
+
 def ever_seen(grad: Tensor, memory: Tensor) -> Tensor:
     """Whether a coordinate has, or ever had, a gradient other than zero: a bool tensor of the shape of ``grad``.
 
@@ -153,10 +188,8 @@ class TimeScales(Features):
             for m, v, decay in zip(state["means"].unbind(-1), state["squares"].unbind(-1), self.decays, strict=True)
         ]
         m, v, m_hat, v_hat = (torch.stack(parts, dim=-1) for parts in zip(*scales, strict=True))  # (..., 4)
-        seen = v_hat > 0
-        log = torch.where(seen, v_hat, torch.ones_like(v_hat)).log() / 4
-        relative = torch.where(seen, log - log.mean(dim=-1, keepdim=True), torch.zeros_like(log))
-        return torch.cat((over_root(m_hat, v_hat), relative), dim=-1), {"step": step, "means": m, "squares": v}
+        inputs = torch.cat((over_root(m_hat, v_hat), relative_log(v_hat) / 4), dim=-1)
+        return inputs, {"step": step, "means": m, "squares": v}
 
 
 class StepCount(Features):

@@ -63,8 +63,12 @@ class Instances:
             for name in self._problems[0].params
         }
         with torch.no_grad():
-            state: RuleState = torch.vmap(rule.init_state)(params)
-        return params, state
+            states = [
+                tuple(rule.init_state(problem.params, generator=seeded(*self.purpose, i, "state")))
+                for i, problem in zip(self.numbers, self._problems, strict=True)
+            ]
+        per_param, shared = tree_map(lambda *leaves: torch.stack(leaves).to(self.device), *states)
+        return params, RuleState(per_param, shared)
 
     def batch(self, step: int) -> Minibatch:
         """The step's batches, each tensor of shape (I, ...)."""

@@ -12,7 +12,7 @@ from learned_optim.checkpoint import DEFAULT_CHECKPOINT, is_bundled, load_checkp
 from learned_optim.guard import Guard
 from learned_optim.rule import Rule
 from learned_optim.rule_optimizer import Params, RuleOptimizer
-from learned_optim.rules import LSTMRule, MetaSGDRule
+from learned_optim.rules import HierarchicalRNNRule, LSTMRule, MetaSGDRule
 from learned_optim.types import Tensors
 
 
@@ -21,6 +21,35 @@ def _refuse_habit(name: str, checkpoint: Any) -> None:
         option = "rule" if isinstance(checkpoint, Rule) else "lr"
         value = type(checkpoint).__name__ if option == "rule" else checkpoint
         raise TypeError(f"{name}: checkpoint must be a name or a file, got {value}; did you mean {option}=...?")
+
+
+def _chosen(
+    name: str,
+    needed: type[Rule],
+    checkpoint: str | os.PathLike[str] | None,
+    rule: Rule | None,
+    guard: bool | Guard | None,
+    *,
+    default: str | None = None,
+) -> tuple[Rule, bool | Guard]:
+    """The rule of a checkpoint, or the one that was given; and the guard, which by default goes with bundled ones."""
+    _refuse_habit(name, checkpoint)
+    article = "an" if needed is LSTMRule else "a"
+    if rule is None:
+        checkpoint = default if checkpoint is None else checkpoint
+        if checkpoint is None:
+            raise ValueError(
+                f"{name}: needs a checkpoint or a rule, since none is bundled; train {article} {needed.__name__} first"
+            )
+        rule = load_checkpoint(checkpoint)
+        guard = is_bundled(checkpoint) if guard is None else guard
+    elif checkpoint is not None:
+        raise ValueError(f"{name}: give a checkpoint or a rule, not both")
+    if not isinstance(rule, needed):
+        raise ValueError(
+            f"{name}: needs {article} {needed.__name__}, got {type(rule).__name__}; use RuleOptimizer for others"
+        )
+    return rule, guard or False
 
 
 class LSTMOptimizer(RuleOptimizer):
@@ -63,18 +92,48 @@ class LSTMOptimizer(RuleOptimizer):
         maximize: bool = False,
         guard: bool | Guard | None = None,
     ) -> None:
-        _refuse_habit("LSTMOptimizer", checkpoint)
-        if rule is None:
-            name = DEFAULT_CHECKPOINT if checkpoint is None else checkpoint
-            rule = load_checkpoint(name)
-            guard = is_bundled(name) if guard is None else guard
-        elif checkpoint is not None:
-            raise ValueError("LSTMOptimizer: give a checkpoint or a rule, not both")
-        if not isinstance(rule, LSTMRule):
-            raise ValueError(
-                f"LSTMOptimizer: needs an LSTMRule, got {type(rule).__name__}; use RuleOptimizer for others"
-            )
-        super().__init__(params, rule, lr=lr, weight_decay=weight_decay, maximize=maximize, guard=guard or False)
+        rule, guard = _chosen("LSTMOptimizer", LSTMRule, checkpoint, rule, guard, default=DEFAULT_CHECKPOINT)
+        super().__init__(params, rule, lr=lr, weight_decay=weight_decay, maximize=maximize, guard=guard)
+
+
+class HierarchicalRNNOptimizer(RuleOptimizer):
+    """The hierarchical RNN optimizer: cells for coordinates, tensors and the network; see `HierarchicalRNNRule`.
+
+    Args:
+        params: Parameters, named parameters, or groups.
+        checkpoint: A bundled name (`available_checkpoints`) or a file of `save_checkpoint`.
+        rule: A rule to use instead; it is held, not copied.
+        lr: A multiplier without unit; 1 is the optimizer as it was trained. Not a learning rate: those are the rule's.
+        weight_decay: Decoupled decay per step.
+        maximize: Ascend the objective instead.
+        guard: As for `LSTMOptimizer`.
+
+    Raises:
+        ValueError: Neither a checkpoint nor a rule, both, or see `RuleOptimizer`.
+        CheckpointError: See `load_checkpoint`.
+
+    Source: Wichrowska et al. 2017.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(4, 1)
+    >>> optimizer = HierarchicalRNNOptimizer(model.parameters(), rule=HierarchicalRNNRule())
+    >>> model(torch.ones(2, 4)).square().mean().backward()
+    >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        checkpoint: str | os.PathLike[str] | None = None,
+        *,
+        rule: Rule | None = None,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        maximize: bool = False,
+        guard: bool | Guard | None = None,
+    ) -> None:
+        rule, guard = _chosen("HierarchicalRNNOptimizer", HierarchicalRNNRule, checkpoint, rule, guard)
+        super().__init__(params, rule, lr=lr, weight_decay=weight_decay, maximize=maximize, guard=guard)
 
 
 class MetaSGD(RuleOptimizer):

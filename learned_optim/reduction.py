@@ -4,28 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from learned_optim.types import Tensors
 
-Complete: TypeAlias = Callable[[Tensors], Tensors]
-"""Takes what this process has summed over its shard of each parameter, returns the sums over all shards."""
 
-_complete: Complete | None = None
+class Shards(NamedTuple):
+    """How parameters are spread over processes.
+
+    Attributes:
+        complete: Takes what this process has summed over its shard of each parameter, returns the sums over all shards.
+        numbers: `numbered` of the parameter of that name; None where it is not sharded.
+    """
+
+    complete: Callable[[Tensors], Tensors]
+    numbers: Callable[[str], Tensor | None]
+
+
+_shards: Shards | None = None
 
 
 @contextmanager
-def completing(complete: Complete | None) -> Iterator[None]:
+def completing(shards: Shards | None) -> Iterator[None]:
     """While it lasts `totals` are over all shards. The eager driver enters it for sharded parameters."""
-    global _complete
-    outer, _complete = _complete, complete
+    global _shards
+    outer, _shards = _shards, shards
     try:
         yield
     finally:
-        _complete = outer
+        _shards = outer
 
 
 def totals(sums: Tensors) -> Tensors:
@@ -40,7 +50,21 @@ def totals(sums: Tensors) -> Tensors:
     Returns:
         The same over all coordinates; in one process ``sums`` itself.
     """
-    return sums if _complete is None else _complete(sums)
+    return sums if _shards is None else _shards.complete(sums)
+
+
+def numbered(name: str, param: Tensor) -> Tensor:
+    """The number of each coordinate in the whole parameter, row by row: what is computed from it is the same on shards.
+
+    Args:
+        name: The parameter's name.
+        param: The parameter, or this process's shard of it; on the meta device its own shape is all that counts.
+
+    Returns:
+        int64, of the shape of ``param``.
+    """
+    numbers = None if _shards is None or param.is_meta else _shards.numbers(name)
+    return torch.arange(param.numel(), device=param.device).reshape(param.shape) if numbers is None else numbers
 
 
 def tensor_means(values: Tensors, params: Tensors) -> Tensors:
@@ -69,6 +93,42 @@ def tensor_means(values: Tensors, params: Tensors) -> Tensors:
         name: (whole[name][:-1] / whole[name][-1].clamp(min=1)).reshape(value.shape[params[name].dim() :])
         for name, value in values.items()
     }
+
+
+def marked_means(values: Tensors, marks: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
+    """Means over the marked coordinates of each parameter, likewise whole; 0 where none is marked.
+
+    Args:
+        values: By parameter name, shape ``param.shape + (F,)``.
+        marks: Bool tensors of the parameters' shapes.
+        params: The parameters by name.
+
+    Returns:
+        The means, shape (F,), and whether any coordinate is marked, 0-dimensional.
+    """
+    both = {}
+    for name, value in values.items():
+        mark = marks[name].unsqueeze(-1)
+        both[name] = torch.cat((torch.where(mark, value, 0.0), mark.to(value.dtype)), dim=-1)  # (..., F + 1)
+    whole = tensor_means(both, params)
+    shares = {name: mean[-1] for name, mean in whole.items()}
+    means = {name: mean[:-1] / torch.where(shares[name] > 0, shares[name], 1.0) for name, mean in whole.items()}
+    return means, {name: share > 0 for name, share in shares.items()}
+
+
+def network_mean(values: Tensors, marks: Tensors) -> Tensor:
+    """The mean over the marked coordinates of all parameters together, likewise whole; 0 where none is marked.
+
+    Args:
+        values: By parameter name, of the parameters' shapes.
+        marks: Bool tensors likewise.
+    """
+    sums = {
+        name: torch.stack((torch.where(marks[name], value, 0.0).sum(), marks[name].sum().to(value.dtype)))
+        for name, value in values.items()
+    }
+    both = torch.stack([*totals(sums).values()]).sum(dim=0)
+    return both[0] / both[1].clamp(min=1)
 
 
 def anywhere(flags: Tensors) -> Tensors:

@@ -51,7 +51,8 @@ class Rule(nn.Module, ABC):
 
         Args:
             params: The parameters, by name; on the meta device, only the sizes of the state are asked for.
-            generator: The source of randomness of rules whose first state is drawn.
+            generator: The source of randomness of rules whose first state is drawn. Without one it is the same at every
+                call, so that runs, processes and what vmap batches agree.
 
         Returns:
             One entry of ``per_param`` for each parameter.

@@ -6,6 +6,7 @@ distributed checkpoints save and reshard it; what it reduces over a tensor is co
 
 from __future__ import annotations
 
+import math
 import sys
 from types import FrameType
 from typing import Any, cast
@@ -13,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from learned_optim.reduction import Complete
+from learned_optim.reduction import Shards
 from learned_optim.types import Tensors
 
 
@@ -69,7 +70,15 @@ def aligned(grad: Tensor, param: Tensor) -> Tensor:
     return cast(Tensor, cast(Any, grad).redistribute(placements=cast(Any, param).placements))
 
 
-def completion(params: Tensors) -> Complete | None:
+def numbers_of(param: Tensor) -> Tensor:
+    """The number that each coordinate of this process's shard has in the whole parameter; a complex one counts as two,
+    in a last dimension of their own."""
+    shape = (*param.shape, 2) if param.is_complex() else param.shape
+    whole = torch.arange(math.prod(shape), device=local(param).device).reshape(shape)
+    return local(distributed_like(whole, param))
+
+
+def completion(params: Tensors) -> Shards | None:
     """How sums over the shards of these parameters become sums over the whole: None where none is sharded."""
     sharded = {name: cast(Any, param) for name, param in params.items() if is_sharded(param)}
     if not sharded:
@@ -94,7 +103,7 @@ def completion(params: Tensors) -> Complete | None:
                 result[name], start = total[start:end].reshape(sums[name].shape).to(sums[name]), end
         return result
 
-    return complete
+    return Shards(complete, lambda name: numbers_of(sharded[name]) if name in sharded else None)
 
 
 def inside_partition() -> bool:

@@ -13,6 +13,8 @@ from learned_optim import (
     AdagradRule,
     AdamRule,
     AdamWRule,
+    HierarchicalRNNOptimizer,
+    HierarchicalRNNRule,
     LSLRRule,
     LSTMOptimizer,
     LSTMRule,
@@ -35,6 +37,11 @@ MakeRule = Callable[[Tensors], Rule]
 
 def lstm(**options: object) -> MakeRule:
     return lambda params: LSTMRule(hidden_size=3, **{"output_scale": 0.1, **options})
+
+
+def hierarchical(**options: object) -> MakeRule:
+    """With rates so large that a few steps matter."""
+    return lambda params: HierarchicalRNNRule(**{"sizes": (2, 3, 2), "time_scales": 2, "rates": (0.01, 0.1), **options})
 
 
 class ClippedDescent(Rule):
@@ -77,6 +84,13 @@ RULES: dict[str, MakeRule] = {
         {"matrices": LSTMRule(hidden_size=3), "rest": LSTMRule("moments", 2)}, {"matrices": 2, "rest": "*"}
     ),
     "meta_learner_lstm": lambda params: MetaLearnerLSTMRule(3),
+    "hierarchical": hierarchical(),
+    "hierarchical-attention": hierarchical(sizes=(2, 2), time_scales=3, attention=True),
+    "hierarchical-ablated": hierarchical(
+        sizes=(3,),
+        without=("input_scaling", "learned_decays", "products", "log_squares", "relative_rates", "learned_start"),
+    ),
+    "hierarchical-bare-direction": hierarchical(time_scales=1, without=("dynamic_rates", "shortcut")),
     "lstm": lstm(),
     "lstm-one-layer": lstm(num_layers=1),
     "lstm-moves-unseen": lstm(move_unseen=True),
@@ -104,6 +118,12 @@ OPTIMIZERS: dict[str, Callable[..., RuleOptimizer]] = {
     ),
     "LSTMOptimizer-guarded": lambda params, **options: LSTMOptimizer(
         params, rule=seeded_rule("lstm", {}), guard=True, **options
+    ),
+    "HierarchicalRNNOptimizer": lambda params, **options: HierarchicalRNNOptimizer(
+        params, rule=seeded_rule("hierarchical", {}), **options
+    ),
+    "HierarchicalRNNOptimizer-attention": lambda params, **options: HierarchicalRNNOptimizer(
+        params, rule=seeded_rule("hierarchical-attention", {}), **options
     ),
     "MetaSGD": lambda params, **options: MetaSGD(params, alpha=0.1, **options),
 }

@@ -109,6 +109,16 @@ def test_the_examples_of_training_an_optimizer_run(tmp_path, monkeypatch):
     assert set(namespace["found"].losses) == {1e-3, 3e-3, 1e-2}
 
 
+def test_the_example_of_the_hierarchical_optimizer_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "hierarchical.md").read_text(), flags=re.DOTALL)
+    namespace = {}
+    exec(compile(block, "docs/hierarchical.md", "exec"), namespace)
+    assert namespace["optimizer"].rule.config() == namespace["rule"].config()
+    namespace["model"](torch.ones(2, 5)).sum().backward()
+    namespace["optimizer"].step()
+
+
 def test_the_examples_of_few_shot_run():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "few_shot.md").read_text(), flags=re.DOTALL)
     assert len(blocks) == 6

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from learned_optim import (
+    HierarchicalRNNOptimizer,
+    HierarchicalRNNRule,
     LSTMOptimizer,
     LSTMRule,
     MetaLearnerLSTMRule,
@@ -119,6 +121,20 @@ CASES = {
         "tasks.support holds no example",
     ),
     "both": (lambda: LSTMOptimizer(params(), checkpoint="mnist-mlp", rule=rule()), ValueError, "not both"),
+    "no hierarchical checkpoint": (
+        lambda: HierarchicalRNNOptimizer(params()),
+        ValueError,
+        "needs a checkpoint or a rule, since none is bundled",
+    ),
+    "hierarchical sizes": (lambda: HierarchicalRNNRule((3, 0)), ValueError, r"sizes must be .* got \(3, 0\)"),
+    "four levels": (lambda: HierarchicalRNNRule((3, 3, 3, 3)), ValueError, "one to three numbers"),
+    "no time scale": (
+        lambda: HierarchicalRNNRule(time_scales=0),
+        ValueError,
+        "time_scales must be from 1 to 20, got 0",
+    ),
+    "rates from zero": (lambda: HierarchicalRNNRule(rates=(0, 1)), ValueError, r"above 0, got \(0, 1\)"),
+    "unknown part": (lambda: HierarchicalRNNRule(without=("legs",)), ValueError, r"unknown parts \['legs'\]"),
     "wrong rule": (lambda: LSTMOptimizer(params(), rule=SGDRule(0.1)), ValueError, "needs an LSTMRule, got SGDRule"),
     "rate shapes": (
         lambda: MetaSGD(params(), rule=MetaSGDRule({"a": torch.zeros(2), "b": torch.zeros(2)})),

@@ -9,6 +9,7 @@ from torch import nn
 
 from learned_optim import (
     Guard,
+    HierarchicalRNNRule,
     LSTMOptimizer,
     LSTMRule,
     MetaLearnerLSTMRule,
@@ -30,6 +31,8 @@ SETUPS = {
     "`LSTMRule`, moments, 2 x 20 units": (LSTMRule("moments"), None),
     "`LSTMRule`, moments, 1 x 10 units": (LSTMRule("moments", 10, 1), None),
     "`MetaLearnerLSTMRule`, 20 units": (MetaLearnerLSTMRule(), None),
+    "`HierarchicalRNNRule`": (HierarchicalRNNRule(), None),
+    "`HierarchicalRNNRule`, attention": (HierarchicalRNNRule(attention=True), None),
     "any rule, for the guard besides": (SGDRule(0.1), Guard()),
 }
 

@@ -160,6 +160,7 @@ def draw_curves(
         ImportError: matplotlib is not installed.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -179,9 +180,11 @@ def draw_curves(
     axes.set(xlabel="step", ylabel=ylabel, title=title)
     if shown and min(shown) > 0:
         first = max(seeds[0][0] for seeds in curves.values())
-        axes.set(yscale="log", ylim=(min(shown) / 1.1, 1.1 * min(max(shown), 3 * first)))
+        bottom, top = min(shown) / 1.1, 1.1 * min(max(shown), 3 * first)
+        axes.set(yscale="log", ylim=(bottom, top))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        # Between powers of ten there is room for numbers only where these are few.
+        axes.yaxis.set_minor_formatter("{x:g}" if top < 20 * bottom else NullFormatter())
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The rules: one file for each equation."""
 
 from learned_optim.rules.classical import AdagradRule, AdamRule, AdamWRule, MomentumRule, RMSpropRule
+from learned_optim.rules.hierarchical import HierarchicalRNNRule
 from learned_optim.rules.lslr import LSLRRule
 from learned_optim.rules.lstm import LSTMRule
 from learned_optim.rules.map import RuleMap
@@ -12,6 +13,7 @@ __all__ = [
     "AdagradRule",
     "AdamRule",
     "AdamWRule",
+    "HierarchicalRNNRule",
     "LSLRRule",
     "LSTMRule",
     "MetaLearnerLSTMRule",

@@ -22,6 +22,8 @@ from learned_optim import (
     AdagradRule,
     AdamRule,
     AdamWRule,
+    HierarchicalRNNOptimizer,
+    HierarchicalRNNRule,
     LSTMOptimizer,
     LSTMRule,
     MetaSGD,
@@ -94,10 +96,20 @@ def learned(features: str | tuple[str, ...] = ("log_sign", "moments")) -> LSTMRu
     return rule
 
 
+def hierarchical() -> HierarchicalRNNRule:
+    """A small hierarchical rule that descends, with the same weights at each call and most of them not zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return HierarchicalRNNRule((3, 4, 4), 2, rates=(0.02, 0.1))
+
+
 MAKERS: dict[str, Callable[..., RuleOptimizer]] = {
     "LSTMOptimizer": lambda params, **options: LSTMOptimizer(params, "mnist-mlp", **options),
     "LSTMOptimizer-rule": lambda params, **options: LSTMOptimizer(params, rule=learned(), **options),
     "LSTMOptimizer-guard": lambda params, **options: LSTMOptimizer(params, rule=learned(), guard=True, **options),
+    "HierarchicalRNNOptimizer": lambda params, **options: HierarchicalRNNOptimizer(
+        params, rule=hierarchical(), **options
+    ),
     "MetaSGD": lambda params, **options: MetaSGD(params, alpha=0.02, **options),
 }
 RULES: dict[str, Callable[[], Rule]] = {
@@ -116,6 +128,7 @@ COLUMNS = {
     "LSTMOptimizer": '`LSTMOptimizer(params, "mnist-mlp")`, guarded as bundled checkpoints are by default',
     "LSTMOptimizer-rule": "`LSTMOptimizer(params, rule=...)`, unguarded",
     "LSTMOptimizer-guard": "the same with `guard=True`",
+    "HierarchicalRNNOptimizer": "`HierarchicalRNNOptimizer(params, rule=...)`",
     "MetaSGD": "`MetaSGD(params, alpha=0.02)`",
     **{name: f"`RuleOptimizer(params, {name}(...))`" for name in RULES},
     "RuleMap": "`RuleOptimizer` with an `LSTMRule` for matrices and an `AdamRule` for the rest",
@@ -142,7 +155,7 @@ def _info(name: str, make: Callable[..., RuleOptimizer]) -> OptimizerInfo:
         supports_sparse=False,
         has_capturable_arg=False,
         supports_complex=True,
-        supports_multiple_devices=name != "network rule",
+        supports_multiple_devices=name not in ("network rule", "HierarchicalRNNOptimizer"),
     )
 
 

@@ -336,9 +336,21 @@ def zero_in_groups(name):
 
 
 ALL = list(OPTIMIZERS)
-SOME = ["RuleOptimizer-network", "LSTMOptimizer-moments", "LSTMOptimizer-mistrusted", "MetaSGD-drawn"]
+SOME = [
+    "RuleOptimizer-network",
+    "LSTMOptimizer-moments",
+    "LSTMOptimizer-mistrusted",
+    "HierarchicalRNNOptimizer",
+    "MetaSGD-drawn",
+]
 # torch.distributed asks the state for its device, and finds none where no tensor of it has dimensions.
-WITH_TENSORS = ["RuleOptimizer-adam", "RuleOptimizer-map", "LSTMOptimizer-moments", "LSTMOptimizer-mistrusted"]
+WITH_TENSORS = [
+    "RuleOptimizer-adam",
+    "RuleOptimizer-map",
+    "LSTMOptimizer-moments",
+    "LSTMOptimizer-mistrusted",
+    "HierarchicalRNNOptimizer",
+]
 # Inside ZeroRedundancyOptimizer each process has rates for its own tensors only, and draws them for itself.
 DIVISIBLE = [name for name in ALL if name not in ("MetaSGD-drawn", "MetaSGD-given")]
 

@@ -62,10 +62,10 @@ def test_structure(name):
 
 @rules
 def test_locality(name):
-    """A coordinatewise rule commutes with permuting and splitting a tensor, one that normalises with permuting."""
+    """A coordinatewise rule commutes with permuting and splitting a tensor, one that takes means with permuting."""
     rule, *_ = trajectory(name, 0)
-    normalises = name.startswith("lstm-normalised")
-    if rule.scope != "coordinate" and not normalises:
+    averages = name.startswith(("lstm-normalised", "hierarchical"))
+    if rule.scope != "coordinate" and not averages:
         # Rates belong to places or tensors, a network's mean to the network, and a map routes whole tensors.
         assert name in ("meta_sgd", "lslr", "shared-state", "map")
         return
@@ -73,8 +73,11 @@ def test_locality(name):
     order = torch.randperm(10)
 
     def run(columns):
-        params = {"p": torch.zeros(len(columns), dtype=torch.float64)}
-        state = rule.init_state(params)
+        state = rule.init_state({"p": torch.zeros(10, dtype=torch.float64)})
+        own = {
+            key: value[columns] if value.shape[:1] == (10,) else value for key, value in state.per_param["p"].items()
+        }
+        state, params = RuleState({"p": own}, state.shared), {"p": torch.zeros(len(columns), dtype=torch.float64)}
         for grad in grads:
             updates, state = rule({"p": grad[columns]}, state, params)
         return updates["p"]
@@ -82,8 +85,8 @@ def test_locality(name):
     whole = run(torch.arange(10))
     assert_close(run(order), whole[order])
     parts = torch.cat((run(torch.arange(4)), run(torch.arange(4, 10))))
-    if normalises:
-        assert rule.scope == "tensor"
+    if averages:
+        assert rule.scope == ("tensor" if name.startswith("lstm") else "network")
         assert not torch.allclose(parts, whole)
     else:
         assert_close(parts, whole)
@@ -345,7 +348,7 @@ def test_features_have_finite_derivatives_at_zero(name):
 NOT_SAMPLED = ("meta_sgd", "lslr", "shared-state", "map", "lstm-normalised", "lstm-normalised-moves-unseen")
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if name not in NOT_SAMPLED])
+@pytest.mark.parametrize("name", [n for n in RULES if n not in NOT_SAMPLED and not n.startswith("hierarchical")])
 def test_sampling_all_coordinates_is_the_plain_first_order_meta_gradient(name):
     problem = small_problem()
     rule = seeded_rule(name, problem.params)
