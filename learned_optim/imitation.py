@@ -18,8 +18,8 @@ _DISTANCE = "imitation"
 class Imitating:
     """An update that keeps account of its distance to a teacher's, which sees the same gradients.
 
-    The distance of a step is sum (u - u_teacher)^2 / sum u_teacher^2 over all coordinates of the network: 0 where both
-    agree, 1 where the learner does nothing. The trajectory is the learner's own.
+    The distance of a step is sum (u - v)^2 / (sum u^2 + sum v^2) over all coordinates of the network, v the teacher's
+    step: 0 where both agree, 1 where one of them does nothing, at most 2. The trajectory is the learner's own.
 
     Use as the ``update`` of `unroll`, with the state that `extend` returns; `distance` is what has been added up::
 
@@ -32,7 +32,7 @@ class Imitating:
         teacher: A rule; its step is taken as a constant.
 
     Source: Chen et al. 2020, "Training stronger baselines for learning to optimize", section 3.3. Deviations: along the
-    learner's trajectory instead of the teacher's; relative to the teacher's step, so that its weight has no unit.
+    learner's trajectory instead of the teacher's; relative to the steps, so that its weight has no unit.
     """
 
     def __init__(self, update: Update, teacher: Rule) -> None:
@@ -64,7 +64,7 @@ class Imitating:
         with torch.no_grad():
             targets, theirs = self.teacher(grads, theirs, params)
         apart = sum((updates[name] - target).square().sum() for name, target in targets.items())
-        unit = sum(target.square().sum() for target in targets.values())
+        unit = sum(updates[name].square().sum() + target.square().sum() for name, target in targets.items())
         assert isinstance(apart, Tensor)
         assert isinstance(unit, Tensor)  # sums of at least one
         distance = torch.where(unit > 0, apart / torch.where(unit > 0, unit, torch.ones_like(unit)), 0.0)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from learned_optim.problems import ProblemFamily
 from learned_optim.rule import Rule, bind
@@ -51,29 +51,38 @@ class Instances:
     ) -> None:
         self.family, self.purpose, self.numbers = family, tuple(purpose), list(numbers)
         self.device = device
-        self._problems = [family.sample(seeded(*self.purpose, i)) for i in self.numbers]
+        # A number may come several times.
+        self._problems = {i: family.sample(seeded(*self.purpose, i)) for i in self.numbers}
+        self._last: tuple[list[Any], Minibatch] | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def start(self, rule: Rule) -> tuple[Tensors, RuleState]:
         """First parameters and states, each of shape (I, ...)."""
+        problems = [self._problems[i] for i in self.numbers]
         params = {
-            name: torch.stack([problem.params[name] for problem in self._problems]).to(self.device)
-            for name in self._problems[0].params
+            name: torch.stack([problem.params[name] for problem in problems]).to(self.device)
+            for name in problems[0].params
         }
         with torch.no_grad():
             states = [
                 tuple(rule.init_state(problem.params, generator=seeded(*self.purpose, i, "state")))
-                for i, problem in zip(self.numbers, self._problems, strict=True)
+                for i, problem in zip(self.numbers, problems, strict=True)
             ]
         per_param, shared = tree_map(lambda *leaves: torch.stack(leaves).to(self.device), *states)
         return params, RuleState(per_param, shared)
 
     def batch(self, step: int) -> Minibatch:
         """The step's batches, each tensor of shape (I, ...)."""
-        drawn = [p.batch(seeded(*self.purpose, i, step)) for i, p in zip(self.numbers, self._problems, strict=True)]
-        return tree_map(lambda *leaves: torch.stack(leaves).to(self.device), *drawn)
+        each = {i: problem.batch(seeded(*self.purpose, i, step)) for i, problem in self._problems.items()}
+        leaves, structure = tree_flatten([each[i] for i in self.numbers])
+        # Families without minibatches hand out the same tensors at every step, and some for every problem: these are
+        # not copied so many times.
+        if self._last is None or any(new is not old for new, old in zip(leaves, self._last[0], strict=True)):
+            batch = tree_map(lambda *drawn: _stacked(drawn).to(self.device), *tree_unflatten(leaves, structure))
+            self._last = leaves, batch
+        return self._last[1]
 
     def run(
         self,
@@ -113,3 +122,9 @@ class Instances:
         dims = (0, 0, 0, None if phi is None else 0)
         result: Window = torch.vmap(one, in_dims=dims, randomness="different")(params, state, batches, phi)
         return result
+
+
+def _stacked(drawn: Sequence[Tensor]) -> Tensor:
+    """What `torch.stack` gives, without copies where all are the same tensor."""
+    one = drawn[0]
+    return one.expand(len(drawn), *one.shape) if all(other is one for other in drawn) else torch.stack(list(drawn))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 
 
@@ -19,10 +21,13 @@ def main(args: list[str] | None = None) -> None:
 
         race(given[1:])
         return
+    sys.path.insert(0, os.getcwd())  # where modules of the user's own are looked for
     try:
         from pytorch_lightning.cli import LightningCLI
 
+        import learned_optim
         import lightning_modules
+        import meta_init
 
         for name in lightning_modules.__all__:
             getattr(lightning_modules, name)  # imports it, so that files can name it without its path
@@ -34,9 +39,12 @@ def main(args: list[str] | None = None) -> None:
             try:
                 super().instantiate_classes()
             except (ValueError, OSError) as error:
-                # jsonargparse wraps what a class raises; that data are missing says enough by itself.
+                # jsonargparse wraps what a class raises; what ours say, or that data are missing, is enough by itself.
+                ours = {*learned_optim.__all__, *lightning_modules.__all__, *meta_init.__all__}
                 cause: BaseException | None = error
-                while cause is not None and not isinstance(cause, FileNotFoundError):
+                while cause is not None and not (
+                    isinstance(cause, FileNotFoundError) or re.split(r"\W", str(cause))[0] in ours
+                ):
                     cause = cause.__cause__
                 if cause is None:
                     raise

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from learned_optim.seeds import seeded
+from lightning_modules.processes import process
 from meta_init import Task, TaskSource
 
 
@@ -67,13 +67,6 @@ class TaskLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from there, with no item a second time."""
         self.position = math.ceil(state["position"] / process()[1])
-
-
-def process() -> tuple[int, int]:
-    """The number of this process and how many there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 class TaskDataModule(pl.LightningDataModule):

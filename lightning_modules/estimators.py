@@ -91,6 +91,7 @@ class TruncatedBackpropagation(Estimator):
     def start(self, instances: Instances) -> Carried:
         carried = super().start(instances)
         if self.teacher is not None:
+            self.teacher.to(instances.device)
             state = torch.vmap(self.teacher.init_state)(carried["params"])
             carried |= {"teacher_per_param": state.per_param, "teacher_shared": state.shared}
         return carried
@@ -121,7 +122,8 @@ class TruncatedBackpropagation(Estimator):
         loss = objective(result.losses[:, 1:], carried["first"], steps).mean()
         state, more = result.state, {}
         if imitating is not None:
-            loss = loss + teacher_weight * imitating.distance(state).mean() / len(steps)
+            if teacher_weight:
+                loss = loss + teacher_weight * imitating.distance(state).mean() / len(steps)
             state, theirs = imitating.reduce(state)
             _, theirs = detached({}, theirs)
             more = {"teacher_per_param": theirs.per_param, "teacher_shared": theirs.shared}
@@ -178,10 +180,12 @@ class PersistentEvolution(Estimator):
             result = instances.run(self.rule, carried["params"], state, steps, phi=perturbed)
             values = objective(result.losses[:, 1:], carried["first"], steps)  # (2 pairs,)
             slopes = (values[:pairs] - values[pairs:]) / (2 * self.std**2)
-            grads = {name: torch.einsum("i,i...->...", slopes, value) / pairs for name, value in noise.items()}
+            kept = torch.isfinite(slopes)  # a pair of which one has diverged tells nothing
+            slopes, count = torch.where(kept, slopes, 0.0), kept.sum().clamp(min=1)
+            grads = {name: torch.einsum("i,i...->...", slopes, value) / count for name, value in noise.items()}
         # Zero, with the gradient.
         handed = [((p - p.detach()) * grads[name]).sum() for name, p in self.rule.named_parameters()]
-        loss = values.mean() + torch.stack(handed).sum()
+        loss = values[kept.repeat(2)].mean() + torch.stack(handed).sum()
         return loss, _carried(result.params, result.state, carried["first"]) | {"noise": noise} | _after(result)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset
@@ -16,8 +17,10 @@ from learned_optim import LSTMRule, Rule
 from learned_optim.instances import Instances
 from learned_optim.problems import ProblemFamily, Quadratics
 from learned_optim.seeds import seeded
-from lightning_modules.data import TaskLoader, process
+from lightning_modules.curriculum import Curriculum
+from lightning_modules.data import TaskLoader
 from lightning_modules.estimators import Carried, Estimator, PersistentEvolution, TruncatedBackpropagation
+from lightning_modules.processes import anywhere, everywhere, gathered, process
 from lightning_modules.schedule import check_schedule, scheduled
 
 ESTIMATORS = ("truncated", "evolution")
@@ -49,7 +52,7 @@ class LearnedOptimizerModule(pl.LightningModule):
             alike.
         late_weight: p >= 0: step t counts for (p + 1) (t / horizon)^p. 0 for all alike.
         curriculum: Shorter horizons to train on before ``horizon``, ascending. The next one is taken when ``val/loss``
-            has not fallen for ``patience`` validations.
+            (``val/log`` with ``objective="log"``) has not fallen for ``patience`` validations.
         patience: See ``curriculum``.
         random_horizons: Draws the horizon of each set of problems log-uniformly from ``window`` to the horizon at hand,
             in whole windows.
@@ -77,9 +80,10 @@ class LearnedOptimizerModule(pl.LightningModule):
     ``family=``, ``rule=`` and ``teacher=`` where they were given.
 
     Logged: ``train/loss``; ``val/loss`` (mean over the horizon), ``val/half`` and ``val/final`` (means over the tenth
-    of the horizon that ends at its middle and at its end), ``val/log`` (the mean of the objective ``"log"``), all means
-    over families, the same under ``test/``; ``train/skipped``, the number of meta-gradients left out because they were
-    not finite; ``train/horizon`` where there is a curriculum.
+    of the horizon that ends at its middle and at its end), ``val/log`` (the mean of the objective ``"log"``, in which
+    families of any scale count alike; NaN where losses are not above 0), all means over families, the same under
+    ``test/``; ``train/skipped``, the number of meta-gradients left out because they were not finite; ``train/horizon``
+    where there is a curriculum.
 
     Raises:
         ValueError: ``window`` does not divide a horizon, a count or weight is out of range, an unknown name, or options
@@ -150,30 +154,28 @@ class LearnedOptimizerModule(pl.LightningModule):
         self.estimator = _estimator(
             self.rule, estimator, first_order=first_order, coordinates=coordinates, teacher=teacher, std=std
         )
-        self.horizons, self.window, self.instances = horizons, window, instances
+        self.curriculum, self.window, self.instances = Curriculum(horizons, patience), window, instances
         self.objective, self.late_weight, self.random_horizons = objective, float(late_weight), random_horizons
         self.teacher_weight, self.teacher_epochs = float(teacher_weight), teacher_epochs
         self.outer_lr, self.schedule = outer_lr, check_schedule(schedule, "LearnedOptimizerModule")
-        self.steps_per_epoch, self.patience = steps_per_epoch, patience
+        self.steps_per_epoch = steps_per_epoch
         self.val_instances, self.val_horizon = val_instances, val_horizon or horizon
         self.seed = seed
         self._episode = 0
         self._position = 0
         self._carried: Carried | None = None
         self._skipped = 0
-        self._stage = 0
-        self._best, self._since = math.inf, 0
         self._validated: list[Tensor] = []
         self._validated_epoch = -1
 
     # Fit
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        if self._stage < len(self.horizons) - 1:
+        if not self.curriculum.ended:
             self._catch_up()
         steps = range(self._position, self._position + self.window)
         instances = self._instances("train", self._episode, self.instances, copies=True)
-        carried = self.estimator.start(instances) if self._carried is None else self._carried
+        carried = self._started(instances) if self._carried is None else self._carried
         # A resumed run finds them on the CPU.
         carried = tree_map(lambda leaf: leaf.to(self.device), carried)
         loss, carried = self.estimator.window(
@@ -184,15 +186,24 @@ class LearnedOptimizerModule(pl.LightningModule):
             generator=seeded(self.seed, "window", self._episode, self._position, process()[0]),
             teacher_weight=self._teacher_weight(),
         )
-        diverged = _anywhere(~torch.isfinite(carried.pop("after")).all())
+        diverged = anywhere(~torch.isfinite(carried.pop("after")).all())
         self._position = steps.stop
         self._carried = carried
         if diverged or self._position >= self._horizon(self._episode):
             self._episode, self._position, self._carried = self._episode + 1, 0, None
         self.log("train/loss", loss.detach(), prog_bar=True)
-        if len(self.horizons) > 1:
-            self.log("train/horizon", float(self.horizons[self._stage]))
+        if len(self.curriculum.horizons) > 1:
+            self.log("train/horizon", float(self.curriculum.horizon))
         return loss
+
+    def _started(self, instances: Instances) -> Carried:
+        carried = self.estimator.start(instances)
+        if self.objective == "log" and not bool((carried["first"] > 0).all()):
+            raise ValueError(
+                f"LearnedOptimizerModule: objective='log' needs losses above 0, but {type(instances.family).__name__} "
+                f"starts at {float(carried['first'].min()):g}; use objective='loss', or add a constant to the loss"
+            )
+        return carried
 
     def _instances(self, role: str, episode: int, count: int, *, copies: bool = False) -> Instances:
         """The episode's problems of this process."""
@@ -203,7 +214,7 @@ class LearnedOptimizerModule(pl.LightningModule):
 
     def _horizon(self, episode: int) -> int:
         """How many steps the episode's problems are to take."""
-        longest = self.horizons[self._stage]
+        longest = self.curriculum.horizon
         if not self.random_horizons:
             return longest
         windows = longest // self.window
@@ -214,7 +225,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         values = _logs(losses, first) if self.objective == "log" else losses
         if not self.late_weight:
             return values.mean(dim=1)
-        t = torch.arange(steps.start + 1, steps.stop + 1, device=values.device) / self.horizons[self._stage]
+        t = torch.arange(steps.start + 1, steps.stop + 1, device=values.device) / self._horizon(self._episode)
         return ((self.late_weight + 1) * t**self.late_weight * values).mean(dim=1)
 
     def _teacher_weight(self) -> float:
@@ -225,6 +236,8 @@ class LearnedOptimizerModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         grads = [p.grad for p in self.rule.parameters() if p.grad is not None]
         if not all(bool(torch.isfinite(grad).all()) for grad in grads):
+            if not self._skipped:
+                rank_zero_warn("A meta-gradient was not finite and is left out; train/skipped counts how many are.")
             self._skipped += 1
             for p in self.rule.parameters():
                 p.grad = None
@@ -233,6 +246,10 @@ class LearnedOptimizerModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.outer_lr)
         return scheduled(optimizer, self.schedule, self.trainer)
+
+    def on_fit_start(self) -> None:
+        if not self.curriculum.ended and not self.trainer.limit_val_batches:
+            raise ValueError("LearnedOptimizerModule: a curriculum advances on validation; limit_val_batches is 0")
 
     def train_dataloader(self) -> TaskLoader:
         return TaskLoader(_Windows(), self.steps_per_epoch)
@@ -243,6 +260,10 @@ class LearnedOptimizerModule(pl.LightningModule):
         """Losses on one family's problems for the role, shape (I, K)."""
         instances = self._instances(role, number, max(self.val_instances // process()[1], 1))
         return instances.run(self.rule, *instances.start(self.rule), range(self.val_horizon)).losses[:, :-1]
+
+    def _compared(self, losses: Tensor) -> Tensor:
+        """The number by which validations are compared."""
+        return _logs(losses, losses[:, 0]).mean() if self.objective == "log" else losses.mean()
 
     def _evaluate(self, role: str, number: int) -> Tensor:
         losses = self._held_out(role, number)
@@ -255,7 +276,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         }
         logged = {f"{role}/{name}": value for name, value in values.items()}
         self.log_dict(logged, prog_bar=True, batch_size=1, sync_dist=process()[1] > 1)
-        return values["loss"]
+        return self._compared(losses)
 
     def validation_step(self, batch: int, batch_idx: int) -> None:
         self._validated.append(self._evaluate("val", batch_idx))
@@ -266,24 +287,24 @@ class LearnedOptimizerModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         # Here, and not where the logged mean is at hand: a checkpoint that is saved after validation must know.
         losses, self._validated = self._validated, []
-        if not self.trainer.sanity_checking and self._stage < len(self.horizons) - 1:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking and not self.curriculum.ended:
             self._progress(losses, self.current_epoch)
 
     def _catch_up(self) -> None:
         """Lightning does not validate after an epoch at whose very end it is resumed; the curriculum needs it."""
-        every = self.trainer.check_val_every_n_epoch or 1
+        every = self.trainer.check_val_every_n_epoch
+        if every is None or self.trainer.val_check_interval != 1.0:
+            return  # validation goes by steps
         due = self.current_epoch // every * every - 1
-        if self._validated_epoch < due and self.trainer.limit_val_batches:
+        if self._validated_epoch < due:
             with torch.no_grad():
-                self._progress([self._held_out("val", i).mean() for i in range(len(self.families))], due)
+                losses = [self._compared(self._held_out("val", i)) for i in range(len(self.families))]
+                self._progress(losses, due)
 
     def _progress(self, losses: list[Tensor], epoch: int) -> None:
-        """Takes the next horizon when the mean of the losses validated after epochs has stood still for long enough."""
-        loss, self._validated_epoch = float(_everywhere(torch.stack(losses).mean())), epoch
-        self._since = 0 if loss < self._best else self._since + 1
-        self._best = min(loss, self._best)
-        if self._since >= self.patience:
-            self._stage, self._best, self._since = self._stage + 1, math.inf, 0
+        """Tells the curriculum what was validated after an epoch."""
+        self._validated_epoch = epoch
+        self.curriculum.validated(float(everywhere(torch.stack(losses).mean())))
 
     def val_dataloader(self) -> TaskLoader:
         # Every process validates on every family.
@@ -299,24 +320,41 @@ class LearnedOptimizerModule(pl.LightningModule):
             "episode": self._episode,
             "position": self._position,
             "skipped": self._skipped,
-            "stage": self._stage,
-            "best": self._best,
-            "since": self._since,
+            "curriculum": self.curriculum.state_dict(),
             "validated_epoch": self._validated_epoch,
-            "carried": _gathered(self._carried),
+            "setting": self._setting(),
+            "carried": gathered(self._carried),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["episode"]
         self._episode, self._position, self._skipped = saved["episode"], saved["position"], saved["skipped"]
-        self._stage, self._best, self._since = saved["stage"], saved["best"], saved["since"]
+        self.curriculum.load_state_dict(saved["curriculum"])
         self._validated_epoch = saved["validated_epoch"]
         rank, world = process()
-        if len(saved["carried"]) == world:
+        if len(saved["carried"]) == world and saved["setting"] == self._setting():
             self._carried = saved["carried"][rank]
         else:
-            # Another number of processes has other problems: these are left where they are.
+            # With other processes, problems or options they could not go on: they are left where they are.
             self._episode, self._position, self._carried = self._episode + 1, 0, None
+
+    def _setting(self) -> list[Any]:
+        """What the problems that are carried over depend on."""
+        teacher = getattr(self.estimator, "teacher", None)
+        shapes = [
+            [[name, list(p.shape)] for name, p in family.sample(seeded(self.seed, "shapes")).params.items()]
+            for family in self.families
+        ]
+        rules = [None if rule is None else rule.described() for rule in (self.rule, teacher)]
+        names = [type(family).__name__ for family in self.families]
+        options = [
+            type(self.estimator).__name__,
+            self.seed,
+            self.instances,
+            self.window,
+            list(self.curriculum.horizons),
+        ]
+        return [*options, names, shapes, rules]
 
 
 def _estimator(
@@ -338,30 +376,9 @@ def _estimator(
 
 
 def _logs(losses: Tensor, first: Tensor) -> Tensor:
-    """log(L(theta_t) / L(theta_0) + 1e-6), shape (I, K); a loss that has fallen below zero counts as zero."""
-    return torch.log((losses / first.unsqueeze(1)).clamp(min=0) + 1e-6)
+    """log(L(theta_t) / L(theta_0) + 1e-6), shape (I, K).
 
-
-def _anywhere(flag: Tensor) -> bool:
-    """Whether it is set in any process, so that all do the same."""
-    if process()[1] > 1:
-        flag = flag.to(torch.int32)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return bool(flag)
-
-
-def _everywhere(value: Tensor) -> Tensor:
-    """The mean over processes."""
-    if process()[1] > 1:
-        torch.distributed.all_reduce(value)
-    return value / process()[1]
-
-
-def _gathered(carried: Carried | None) -> list[Carried | None]:
-    """What each process carries, in the order of their ranks."""
-    world = process()[1]
-    if world == 1:
-        return [carried]
-    parts: list[Carried | None] = [None] * world
-    torch.distributed.all_gather_object(parts, tree_map(lambda leaf: leaf.cpu(), carried))
-    return parts
+    A loss that has fallen below zero counts as zero; where the first one is not above zero it is NaN.
+    """
+    first = torch.where(first > 0, first, math.nan).unsqueeze(1)
+    return torch.log((losses / first).clamp(min=0) + 1e-6)

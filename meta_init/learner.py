@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from learned_optim import Rule, RuleState, Tensors, Unrolled, differentiable_twice, meta_loss, unroll
 from meta_init.compiled import CompiledGradient
 from meta_init.normalisation import norms_by, norms_with_statistics
-from meta_init.tasks import Batch, Inputs, Task, as_tasks, check_batch, count_tasks, supervised_loss
+from meta_init.tasks import Batch, Inputs, Task, as_tasks, check_batch, check_labels, count_tasks, supervised_loss
 
 Objective = Callable[[Tensors, Tensors, Tensor], Tensor]
 """``objective(theta_0, theta_K, query_loss)``: what one task contributes to the outer loss."""
@@ -232,8 +232,14 @@ class MetaLearner(nn.Module):
         return Adapted(self, {name: value.detach() for name, value in unrolled.params.items()}, unrolled.losses)
 
     def evaluate(self, tasks: Task | Sequence[Task], steps: int | None = None) -> Evaluation:
-        """Query losses before adaptation and after each of ``steps`` inner steps (K by default); carries no graph."""
-        steps = self._steps(steps)
+        """Query losses before adaptation and after each of ``steps`` inner steps (K by default); carries no graph.
+
+        Raises:
+            ValueError: Shapes that do not fit, or a label that the query set has and the support set has not.
+        """
+        steps, tasks = self._steps(steps), as_tasks(tasks)
+        count_tasks(tasks)
+        check_labels(tasks)
         with torch.no_grad():
             losses, logs = self._over_tasks(lambda task, buffers: self._task_curve(task, buffers, steps), tasks)
         return Evaluation(losses, logs.get("accuracy"))

@@ -86,7 +86,10 @@ def load_learner(
         raise CheckpointError(f"{name_or_path} holds a rule, but no learner; save_learner writes those")
     if model is None:
         if not isinstance(settings.get("network"), dict):
-            raise ValueError(f"load_learner: {name_or_path} does not say what its network is; give model=")
+            raise ValueError(
+                f"load_learner: {name_or_path} does not say what its network is; give model=, or network= to "
+                "save_learner"
+            )
         try:
             model = _network(settings["network"])
         except (TypeError, ValueError) as error:

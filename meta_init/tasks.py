@@ -152,6 +152,17 @@ def count_tasks(tasks: Task | Sequence[Task]) -> int:
     return counts["support"]
 
 
+def check_labels(tasks: Task | Sequence[Task]) -> None:
+    """Raises ValueError where a query set asks for a class of which its support set has no example."""
+    for task in [tasks] if isinstance(tasks, Task) else tasks:
+        support, query = task.support.y, task.query.y
+        if query.is_floating_point() or query.dim() != (2 if isinstance(tasks, Task) else 1):
+            continue  # no labels, or more than one an example
+        known = (query.unsqueeze(-1) == support.unsqueeze(-2)).any(dim=-1)  # (..., Q)
+        if not bool(known.all()):
+            raise ValueError(f"a query set has the label {int(query[~known][0])}, but its support set no example of it")
+
+
 def check_batch(batch: Batch, name: str) -> None:
     """Raises ValueError where x and y of one task's batch do not have the same number of examples, at least one."""
     if _sizes(batch, name, axis=0) == 0:

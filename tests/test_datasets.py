@@ -57,6 +57,22 @@ def test_folders_are_classes(tmp_path):
     assert_close(task.support.x[:, :, 2], torch.full((4, 3, 8, 8), 7 / 255))
 
 
+def test_transparent_paper_is_white_and_a_turned_picture_stands(tmp_path):
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    drawn = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    drawn.paste((0, 0, 0, 255), (0, 0, 8, 2))  # ink, in the two upper rows
+    drawn.save(tmp_path / "data" / "a" / "0.png")
+    turned = Image.new("L", (8, 8), 255)
+    turned.paste(0, (0, 0, 2, 8))  # in the two left columns
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # to be turned by a quarter to the right
+    turned.save(tmp_path / "data" / "a" / "1.png", exif=orientation)
+    first, second = class_folders(tmp_path / "data", size=8, grayscale=True, cache=tmp_path / "cache").x
+    assert first[:2].tolist() == [[0] * 8] * 2
+    assert first[2:].min() == 255
+    assert torch.equal(first, second)
+
+
 def test_grayscale_has_no_channels(tmp_path):
     root = made_folder(tmp_path / "data")
     classes = class_folders(root, size=5, grayscale=True, cache=tmp_path / "cache")

@@ -273,19 +273,50 @@ def test_a_wrong_key_is_named(key, capsys):
 def test_missing_data_are_told_in_one_sentence(monkeypatch):
     monkeypatch.setenv("LEARNED_OPTIM_DATA", "nowhere")
     monkeypatch.setenv("LEARNED_OPTIM_CACHE", "nothing")
+    tasks = ["--data=TaskDataModule", "--data.tasks=meta_init.omniglot_episodes"]
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--model=MAMLModule", "--data=TaskDataModule", "--data.tasks=meta_init.omniglot_episodes"])
+        main(["fit", "--seed_everything=0", "--model=MAMLModule", *tasks])
     assert re.fullmatch(
         r"learned-optim: Omniglot is not in nowhere.omniglot: .* is missing\. Set .*", stopped.value.code
     )
 
 
-def test_other_errors_keep_their_trace():
+def test_what_we_refuse_is_told_in_one_sentence():
     def wrong(config):
         config["model"]["init_args"]["outer_lr"] = -1.0
 
-    with pytest.raises(ValueError, match=r"outer_lr must be a finite number >= 0, got -1\.0"):
+    with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", tiny(wrong)])
+    assert stopped.value.code == "learned-optim: MAMLModule: outer_lr must be a finite number >= 0, got -1.0"
+
+
+OWN = """
+from lightning_modules import MAMLModule
+
+
+class Own(MAMLModule):
+    def __init__(self, size: int = 1):
+        if size > 1:
+            raise ValueError("too large")
+        super().__init__()
+"""
+
+
+def test_modules_of_ones_own_are_found_and_their_errors_keep_their_trace(monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    Path("module_beside_the_file.py").write_text(OWN)
+
+    def own(size):
+        def change(config):
+            config["model"] = {"class_path": "module_beside_the_file.Own", "init_args": {"size": size}}
+            config["trainer"]["max_steps"] = 0
+            del config["data"]
+
+        return tiny(change)
+
+    main(["fit", "--config", own(1)])
+    with pytest.raises(ValueError, match="too large"):
+        main(["fit", "--config", own(2)])
 
 
 # Callbacks

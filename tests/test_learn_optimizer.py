@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from learned_optim import AdamRule, LSTMRule, MetaSGDRule, MomentumRule, Rule, RuleState, SGDRule, unroll
 from learned_optim.imitation import Imitating
 from learned_optim.instances import Instances
-from learned_optim.problems import Quadratics
+from learned_optim.problems import NetworkProblems, Quadratics
 from learned_optim.sampled import SampledUpdate
 from learned_optim.seeds import seeded
 from lightning_modules import LearnedOptimizerModule, search_outer_lr
@@ -40,7 +40,7 @@ def horizon_losses(module, episode=0):
     for i in range(module.instances):
         purpose = (module.seed, "train", episode, i)
         problem = family.sample(seeded(*purpose))
-        batches = [problem.batch(seeded(*purpose, step)) for step in range(module.horizons[-1] + 1)]
+        batches = [problem.batch(seeded(*purpose, step)) for step in range(module.curriculum.horizons[-1] + 1)]
         state = module.rule.init_state(problem.params)
         steps = len(batches) - 1
         whole = unroll(
@@ -101,12 +101,67 @@ def test_the_curriculum_advances_when_validation_stands_still():
 
     def noted():
         validated()
-        stages.append(module._stage)
+        stages.append(module.curriculum.stage)
 
     module.on_validation_epoch_end = noted
     trainer(30, num_sanity_val_steps=0).fit(module)
     assert stages == [0, 0, 1, 1, 1, 2]
     assert module._horizon(0) == 12
+
+
+def test_validation_that_is_no_training_or_not_finite_leaves_the_curriculum():
+    module = quadratics(outer_lr=0.0, curriculum=(4, 8), patience=1)
+    for _ in range(4):
+        trainer(1).validate(module, verbose=False)
+    assert module.curriculum.stage == 0
+    for loss in (math.nan, math.inf, 1.0, math.nan):
+        module._progress([torch.tensor(loss)], 0)
+    assert module.curriculum.state_dict() == {"stage": 0, "best": 1.0, "since": 0}
+    module._progress([torch.tensor(2.0)], 0)
+    assert module.curriculum.stage == 1
+
+
+def test_a_curriculum_without_validation_is_refused():
+    with pytest.raises(ValueError, match="advances on validation"):
+        trainer(1, limit_val_batches=0).fit(quadratics(curriculum=(4,)))
+
+
+class Negative(Quadratics):
+    def loss(self, params, batch):
+        return super().loss(params, batch) - 1e3
+
+
+def test_logarithms_need_losses_above_zero():
+    module = silent(LearnedOptimizerModule(Negative(3), LSTMRule(hidden_size=3), objective="log"))
+    with pytest.raises(ValueError, match="objective='log' needs losses above 0, but Negative starts at -"):
+        module.training_step(None, 0)
+    silent(LearnedOptimizerModule(Negative(3), LSTMRule(hidden_size=3))).training_step(None, 0).backward()
+
+
+def test_short_horizons_weigh_as_much_as_long_ones():
+    module = quadratics(horizon=64, random_horizons=True, late_weight=1.0)
+    module._episode = next(episode for episode in range(100) if module._horizon(episode) == 4)
+    weight = module._objective(torch.ones(2, 4), torch.ones(2), range(4))
+    assert_close(weight, torch.full((2,), 2 * (1 + 2 + 3 + 4) / 16))
+
+
+def test_data_that_stay_the_same_are_not_copied():
+    x, y = torch.rand(30, 2), torch.rand(30, 1)
+    fixed = NetworkProblems(lambda: torch.nn.Linear(2, 1), (x, y))
+    instances = Instances(fixed, (0,), range(4))
+    first, second = instances.batch(0), instances.batch(1)
+    assert first[0].shape == (4, 30, 2)
+    assert first[0].data_ptr() == second[0].data_ptr() == x.data_ptr()
+
+    def curve(generator):
+        x = torch.rand(30, 2, generator=generator)
+        return x, x.sum(dim=1, keepdim=True)
+
+    drawn = Instances(NetworkProblems(lambda: torch.nn.Linear(2, 1), curve), (0,), range(4))
+    assert drawn.batch(0)[0].data_ptr() == drawn.batch(5)[0].data_ptr()
+    assert not torch.equal(drawn.batch(0)[0][0], drawn.batch(0)[0][1])
+    batched = Instances(NetworkProblems(lambda: torch.nn.Linear(2, 1), (x, y), batch_size=3), (0,), range(4))
+    assert not torch.equal(batched.batch(0)[0], batched.batch(1)[0])
 
 
 # Persistent evolution strategies
@@ -158,6 +213,29 @@ def test_evolution_leaves_no_graph_and_hands_over_its_gradient():
     assert not any(value.requires_grad for tensors in leaves for value in tensors.values())
 
 
+def test_a_pair_that_diverges_does_not_spoil_the_others():
+    """The gradient is that of the other pair alone."""
+
+    def estimate(numbers, spoil):
+        rule = MetaSGDRule({"theta": torch.zeros(3)}, 0.1)
+        estimator = PersistentEvolution(rule, std=1e-3)
+        instances = Instances(Family(3), (0, "pes"), numbers * 2)
+
+        def objective(losses, first, steps):
+            values = losses.mean(dim=1)
+            return torch.where(torch.arange(len(values)) == 1, math.inf, values) if spoil else values
+
+        loss, _ = estimator.window(
+            instances, estimator.start(instances), range(4), objective, generator=torch.Generator().manual_seed(0)
+        )
+        return loss.detach(), torch.autograd.grad(loss, list(rule.parameters()))[0]
+
+    loss, spoilt = estimate([0, 1], True)
+    assert bool(torch.isfinite(loss))
+    # The first row of noise is the same for one pair and for two.
+    assert_close((loss, spoilt), estimate([0], False))
+
+
 # Imitation
 
 
@@ -180,8 +258,7 @@ LEARNERS = {"the teacher itself": (lambda: AdamRule(0.1), 0.0), "nothing": (Stil
 @pytest.mark.parametrize("name", LEARNERS)
 def test_the_distance_to_the_teacher(name):
     make, expected = LEARNERS[name]
-    instances = Instances(Quadratics(4), (0, "imitation"), [0])
-    problem, rule = instances._problems[0], make()
+    problem, rule = Quadratics(4).sample(seeded(0, "imitation", 0)), make()
     update = Imitating(rule, AdamRule(0.1))
     state = update.extend(rule.init_state(problem.params), problem.params)
     loss, data = Quadratics(4).loss, problem.batch(torch.Generator())
@@ -249,11 +326,37 @@ def test_resuming_changes_nothing_bit_for_bit(name, at):
     def fit(every=None, ckpt_path=None):
         module = quadratics(**RESUMED[name])
         trainer(17, every).fit(module, ckpt_path=ckpt_path)
-        return list(module.state_dict().values()), module._stage
+        return list(module.state_dict().values()), module.curriculum.stage
 
     whole = fit()
     fit(every=at)
     assert_close(fit(every=at, ckpt_path=f"saved/step={at}.ckpt"), whole, rtol=0, atol=0)
+
+
+def family_of_another_size():
+    torch.manual_seed(0)
+    return LearnedOptimizerModule(Quadratics(5), LSTMRule(hidden_size=3), horizon=12, window=4, instances=2)
+
+
+OTHERS = {
+    "family": family_of_another_size,
+    "instances": lambda: quadratics(instances=5),
+    "window": lambda: quadratics(window=6),
+    "estimator": lambda: quadratics(estimator="evolution"),
+    "teacher": lambda: quadratics(teacher=AdamRule(0.1)),
+    "curriculum": lambda: quadratics(curriculum=(4,)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_with_other_options_a_checkpoint_goes_on_with_new_problems(name):
+    run = trainer(5)
+    run.fit(quadratics(curriculum=(4, 8), patience=1, outer_lr=0.1) if name == "curriculum" else quadratics())
+    run.save_checkpoint("saved.ckpt")
+    module = OTHERS[name]()
+    trainer(8).fit(module, ckpt_path="saved.ckpt")
+    assert module._episode >= 2
+    assert module.curriculum.stage < len(module.curriculum.horizons)
 
 
 BAD = {

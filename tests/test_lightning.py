@@ -299,7 +299,8 @@ def test_a_meta_gradient_that_is_not_finite_is_left_out():
     module.log = lambda *args, **kwargs: None
     for p in module.rule.parameters():
         p.grad = torch.full_like(p, float("nan"))
-    module.on_before_optimizer_step(None)
+    with pytest.warns(UserWarning, match="not finite and is left out"):
+        module.on_before_optimizer_step(None)
     assert all(p.grad is None for p in module.rule.parameters())
     assert module._skipped == 1
 

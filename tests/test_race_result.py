@@ -310,6 +310,12 @@ def test_the_command_refuses_in_one_sentence(args, message, monkeypatch, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_in_the_way_is_told_before_the_race(tmp_path):
+    (tmp_path / "race").write_text("")
+    with pytest.raises(SystemExit, match=r"--out must be a folder, but .*race is a file"):
+        main(["race", "quadratics", "--optimizers", "adam", "--steps", "2", "--out", str(tmp_path / "race")])
+
+
 def test_missing_data_are_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("LEARNED_OPTIM_DATA", str(tmp_path))
     with pytest.raises(SystemExit, match=r"learned-optim race: MNIST is not in .*LEARNED_OPTIM_DATA"):

@@ -33,6 +33,8 @@ def main(args: Sequence[str]) -> None:
     options = _parser().parse_args(args)
     if options.threads < 1:
         raise SystemExit(f"learned-optim race: threads must be >= 1, got {options.threads}")
+    if options.out.exists() and not options.out.is_dir():
+        raise SystemExit(f"learned-optim race: --out must be a folder, but {options.out} is a file")
     torch.set_num_threads(options.threads)
     sys.path.insert(0, os.getcwd())  # where `module:factory` is looked for
     try:

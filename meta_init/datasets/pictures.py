@@ -23,6 +23,8 @@ def picture_endings() -> frozenset[str]:
 def read_pictures(files: Sequence[Path], *, size: int, grayscale: bool = False) -> Tensor:
     """Pictures scaled to ``size`` x ``size`` by Lanczos resampling, whatever their own shape.
 
+    They stand as a camera's note says (EXIF), and what is transparent is white.
+
     Returns:
         uint8, shape (N, size, size) for ``grayscale``, else (N, 3, size, size).
 
@@ -50,11 +52,15 @@ def resized(x: NDArray[numpy.uint8], size: int) -> Tensor:
 
 
 def _read(file: Path, size: int, grayscale: bool) -> NDArray[numpy.uint8]:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
-        with Image.open(file) as picture:
-            mode = picture.mode
+        with Image.open(file) as opened:
+            mode = opened.mode
+            picture = ImageOps.exif_transpose(opened)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             converted = picture.convert("L" if grayscale else "RGB")
     except Exception as error:  # of what damage raises there is no list: Pillow has a decoder for each format
         raise ValueError(f"picture {file} is damaged: {error}; fetch it again or remove it") from error

@@ -40,7 +40,7 @@ def fit(name, steps=STEPS, resume=None):
 
 def trained(name):
     module, run = fit(name)
-    return {"phi": weights(module), "stage": module._stage, "loss": run.callback_metrics["val/loss"]}
+    return {"phi": weights(module), "stage": module.curriculum.stage, "loss": run.callback_metrics["val/loss"]}
 
 
 def weights(module):

@@ -280,6 +280,16 @@ def test_accuracy_only_where_there_is_one():
         assert learner.evaluate(labels).accuracies is None
 
 
+def test_a_query_for_a_class_without_support_is_told():
+    learner, x = maml(nn.Linear(2, 3), lr=0.1), torch.zeros(2, 3, 2)
+    known, asked = torch.tensor([[0, 1, 2], [0, 1, 1]]), torch.tensor([[0, 1, 2], [1, 0, 2]])
+    with pytest.raises(ValueError, match="has the label 2, but its support set no example of it"):
+        learner.evaluate(Task(Batch(x, known), Batch(x, asked)))
+    with pytest.raises(ValueError, match="has the label 2"):
+        learner.evaluate([Task(Batch(x[1], known[1]), Batch(x[1], asked[1]))])
+    assert learner.evaluate(Task(Batch(x, known), Batch(x, known))).losses.shape == (2, 2)
+
+
 def test_an_error_of_the_model_is_told_as_it_is():
     with pytest.raises(RuntimeError, match="mat1 and mat2") as caught:
         maml(nn.Linear(6, 4).double(), lr=0.1).outer_loss(tasks((5,)))
