@@ -363,8 +363,10 @@ def _estimator(
     if name not in ESTIMATORS:
         raise ValueError(f"LearnedOptimizerModule: estimator must be one of {ESTIMATORS}, got {name!r}")
     if name == "evolution":
-        if teacher is not None or coordinates is not None:
-            raise ValueError("LearnedOptimizerModule: teacher and coordinates need estimator='truncated'")
+        if teacher is not None or coordinates is not None or not first_order:
+            raise ValueError(
+                "LearnedOptimizerModule: teacher, coordinates and first_order=False need estimator='truncated'"
+            )
         if not (math.isfinite(std) and std > 0):
             raise ValueError(f"LearnedOptimizerModule: std must be finite and > 0, got {std}")
         return PersistentEvolution(rule, std=std)

@@ -101,7 +101,7 @@ def test_the_race_of_the_docs_is_that_of_its_file():
 def test_the_examples_of_training_an_optimizer_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "train_an_optimizer.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 3
     namespace = {}
     for block in blocks:
         exec(compile(block, "docs/train_an_optimizer.md", "exec"), namespace)

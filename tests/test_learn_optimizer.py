@@ -364,6 +364,7 @@ BAD = {
     "estimator": ({"estimator": "pes"}, "estimator must be one of"),
     "std": ({"estimator": "evolution", "std": 0.0}, "std must be finite and > 0, got 0.0"),
     "teacher": ({"estimator": "evolution", "teacher": AdamRule(0.1)}, "need estimator='truncated'"),
+    "exact": ({"estimator": "evolution", "first_order": False}, "need estimator='truncated'"),
     "late": ({"late_weight": -1.0}, "late_weight must be a finite number >= 0, got -1.0"),
     "patience": ({"patience": 0}, "patience must be >= 1"),
     "order": ({"curriculum": (8, 4)}, r"curriculum must ascend to horizon, got \(8, 4, 12\)"),

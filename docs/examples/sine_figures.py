@@ -37,8 +37,8 @@ SHOTS, STEPS, TASKS = 10, 10, 600
 FAMILIES = {"maml": "y = A sin(x - b)", "lecture": "y = A sin(w x), w in [0, pi]"}
 RATES = (1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03)
 INNER = {"maml": {"steps": 1, "lr": 0.01}, "lecture": {"steps": 10, "lr": 0.003}}
-"""MAML's inner steps. Trained for one of 0.01, on the lecture's waves it diverges on some after nine more. A learning
-rate of the outer loop that falls to zero does the same on both families: it leads to sharper minima."""
+"""MAML's inner steps. Trained for one of 0.01, on the lecture's waves it diverges on some after nine more; with an
+outer learning rate that falls to zero over 70,000 iterations it did so on both families."""
 SYSTEMS = ("MAML", "pretrained", "oracle")
 
 
