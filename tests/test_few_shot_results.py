@@ -70,6 +70,16 @@ def test_the_sine_table_is_below_the_papers_everywhere(tables):
             assert ours < theirs
 
 
+def test_the_learned_initialisation_beats_pretraining_at_every_step_and_still_falls_at_the_last():
+    found = json.loads((RESULTS / "sine-figures.json").read_text())["adaptation"]
+    assert len(found) == 2
+    for curves in found.values():
+        learned, pretrained = (curves[name]["mean"] for name in ("MAML", "pretrained"))
+        assert len(learned) == 11
+        assert all(ours < theirs for ours, theirs in zip(learned[1:], pretrained[1:], strict=True))
+        assert learned[10] < learned[9]
+
+
 @pytest.mark.parametrize("name", LEARNERS)
 def test_bundled_learners_adapt_and_say_what_they_have_seen(name, tables):
     learner, record = load_learner(name), read_record(name)
