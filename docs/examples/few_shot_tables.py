@@ -131,8 +131,8 @@ def _omniglot(results: list[dict[str, Any]]) -> list[str]:
     return [
         "# Few-shot learning: results",
         "",
-        "Made by `python docs/examples/few_shot.py table` from the files beside this page. *The lecture* is that of Jang,",
-        "Choi and Lee, *Meta-Learning* (KAIST, EE807, lecture 17), whose tables hold the papers' numbers.",
+        "Made by `python docs/examples/few_shot.py table` from the files beside this page. *The lecture* is that of",
+        "Jang, Choi and Lee, *Meta-Learning* (KAIST, EE807, lecture 17), whose tables hold the papers' numbers.",
         "",
         "## Omniglot",
         "",
