@@ -199,6 +199,8 @@ def test_every_configuration_trains(file, monkeypatch):
     monkeypatch.setattr("meta_init.sources.mini_imagenet", noise)
     size = [f"--data.init_args.{name}=1" for name in ("meta_batch_size", "steps_per_epoch", "eval_tasks")]
     options = ["--data.init_args.eval_batch_size=1", "--trainer.max_steps=2", "--trainer.accelerator=cpu"]
+    if "    compile:" in file.read_text():
+        options += ["--model.init_args.compile=false"]  # takes a minute, and is tested by itself
     if mini:
         roles = ["val_tasks", "test_tasks"] + (["tasks"] if "mini_imagenet_batches" not in file.read_text() else [])
         options += [f"--data.init_args.{role}.init_args.queries=2" for role in roles]

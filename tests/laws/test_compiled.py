@@ -231,8 +231,9 @@ def test_the_compiler_too_gives_the_eager_one():
 def test_without_a_compiler_the_graph_is_run(monkeypatch, tmp_path):
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/such/compiler"))
     eager, ours, tasks = pair()
-    with pytest.warns(UserWarning, match="compile=True goes on without a compiler: .*No working C\\+\\+ compiler"):
+    # Not by monkeypatch, which takes these settings for gone when it puts them back.
+    with torch._inductor.config.patch({"cpp.cxx": (None, "/no/such/compiler")}):
+        with pytest.warns(UserWarning, match="compile=True goes on without a compiler: .*No working C\\+\\+ compiler"):
+            same(eager, ours, tasks)
         same(eager, ours, tasks)
-    same(eager, ours, tasks)
