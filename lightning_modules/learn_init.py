@@ -15,6 +15,8 @@ from lightning_modules.data import TaskDataModule
 from lightning_modules.schedule import check_schedule, scheduled
 from meta_init import ALGORITHMS, CompiledGradient, MetaLearner, Sinusoids, Task, as_tasks, sine_mlp, supervised_loss
 
+_OUTER: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
 _INTERVAL = 1.96
 """Standard errors on each side of a mean for 95 %."""
 
@@ -33,7 +35,8 @@ class MAMLModule(pl.LightningModule):
         steps: Inner steps in training.
         eval_steps: Inner steps in validation and test.
         loss: Of prediction and target; by default `supervised_loss`.
-        outer_lr: Learning rate of Adam on what is learned.
+        outer_lr: Learning rate of the outer optimizer on what is learned.
+        outer_optimizer: ``"adam"`` or ``"sgd"``, with which Reptile is the paper's: ``outer_lr`` is its epsilon then.
         schedule: ``"constant"``, or ``"cosine"``: to zero over the trainer's steps.
         first_order_epochs: Inner gradients are constants for so many epochs (derivative-order annealing).
         multi_step_epochs: The query loss is taken after every inner step, with weights that go from equal ones to the
@@ -55,8 +58,8 @@ class MAMLModule(pl.LightningModule):
     ``val/accuracy_interval``, and the same under ``test/``.
 
     Raises:
-        ValueError: An unknown algorithm, both a model and a learner, a count below 0, an unknown schedule, or see
-            `MetaLearner`.
+        ValueError: An unknown algorithm, both a model and a learner, a count below 0, an unknown schedule or outer
+            optimizer, or see `MetaLearner`.
 
     Source: derivative-order annealing, multi-step loss and the cosine schedule: Antoniou et al. 2019 (MAML++),
     section 4.
@@ -72,6 +75,7 @@ class MAMLModule(pl.LightningModule):
         eval_steps: int = 10,
         loss: Callable[[Any, Tensor], Tensor] | None = None,
         outer_lr: float = 1e-3,
+        outer_optimizer: str = "adam",
         schedule: str = "constant",
         first_order_epochs: int = 0,
         multi_step_epochs: int = 0,
@@ -94,6 +98,8 @@ class MAMLModule(pl.LightningModule):
                 raise ValueError(f"MAMLModule: {name} must be >= 0, got {count}")
         if not (math.isfinite(outer_lr) and outer_lr >= 0):
             raise ValueError(f"MAMLModule: outer_lr must be a finite number >= 0, got {outer_lr}")
+        if outer_optimizer not in _OUTER:
+            raise ValueError(f"MAMLModule: outer_optimizer must be one of {sorted(_OUTER)}, got {outer_optimizer!r}")
         if learner is None:
             learner = ALGORITHMS[algorithm](
                 sine_mlp() if model is None else model,
@@ -113,6 +119,7 @@ class MAMLModule(pl.LightningModule):
             raise ValueError(f"MAMLModule: {type(learner).__name__} has no inner steps whose derivatives could change")
         self.learner: Any = learner
         self.eval_steps = eval_steps
+        self.outer_optimizer = outer_optimizer
         self.outer_lr, self.schedule = outer_lr, check_schedule(schedule, "MAMLModule")
         self.first_order_epochs, self.multi_step_epochs = first_order_epochs, multi_step_epochs
         self._curves: dict[str, list[Tensor]] = {}
@@ -174,7 +181,7 @@ class MAMLModule(pl.LightningModule):
         self._summarise("test")
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.learner.parameters(), lr=self.outer_lr)
+        optimizer = _OUTER[self.outer_optimizer](self.learner.parameters(), lr=self.outer_lr)
         return scheduled(optimizer, self.schedule, self.trainer)
 
 

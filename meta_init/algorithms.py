@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from learned_optim import LSLRRule, MetaLearnerLSTMRule, MetaSGDRule, SGDRule, Tensors
+from learned_optim import AdamRule, LSLRRule, MetaLearnerLSTMRule, MetaSGDRule, SGDRule, Tensors
 from meta_init.learner import MetaLearner, trainable
 
 if TYPE_CHECKING:
@@ -105,14 +105,48 @@ def meta_sgd(
     return MetaLearner(model, rule, steps=steps, first_order=first_order, **options)
 
 
-def reptile(model: nn.Module, *, lr: float, steps: int = 5, **options: Unpack[Options]) -> MetaLearner:
+def reptile(
+    model: nn.Module,
+    *,
+    lr: float,
+    steps: int = 5,
+    rule: str = "sgd",
+    minibatches: bool = False,
+    **options: Unpack[Options],
+) -> MetaLearner:
     """Reptile: moves the initialisation towards the weights that adaptation ends at.
 
     Only the support sets are learned from. With an outer SGD of learning rate epsilon this is the paper's algorithm 2.
 
-    Source: Nichol et al. 2018. Deviation: the inner optimizer is SGD; the paper's experiments use Adam.
+    Args:
+        model: Any module; it is held and trained in place.
+        lr: Inner learning rate.
+        steps: K, inner steps in training.
+        rule: The inner optimizer: ``"sgd"``, or ``"adam"`` without momentum (betas 0 and 0.999) as in the paper's
+            experiments.
+        minibatches: Each inner step of a training sees another part of the support set, as in the paper's experiments,
+            which train on more examples of a class than they test with. What Reptile learns beyond joint training comes
+            from agreement between the steps' batches (section 5): where all are the same few examples there is little.
+        options: See `Options`.
+
+    Raises:
+        ValueError: An unknown ``rule``, or see `MetaLearner`.
+
+    Source: Nichol et al. 2018. Deviations: Adam's averages begin anew with each task, where the authors' code carries
+    them on; the parts of the support set are each K-th example, where theirs are drawn.
     """
-    return MetaLearner(model, SGDRule(lr), steps=steps, first_order=True, objective=reptile_objective, **options)
+    if rule not in ("sgd", "adam"):
+        raise ValueError(f"reptile: rule must be 'sgd' or 'adam', got {rule!r}")
+    inner = SGDRule(lr) if rule == "sgd" else AdamRule(lr, betas=(0.0, 0.999))
+    return MetaLearner(
+        model,
+        inner,
+        steps=steps,
+        first_order=True,
+        objective=reptile_objective,
+        minibatches=minibatches,
+        **options,
+    )
 
 
 def anil(

@@ -116,6 +116,9 @@ class MetaLearner(nn.Module):
         first_order: Treats inner gradients as constants.
         objective: What a task contributes to the outer loss.
         adapts: Patterns of the names of the parameters that adapt, as in the shell: ``"head.*"`` for ANIL.
+        minibatches: In ``outer_loss`` step k sees every K-th example of the support set, beginning at the k-th, so that
+            the steps share it out among them, as in Reptile's experiments. Otherwise, and in `evaluate` and `adapt`
+            always, each step sees the whole set.
         step_weights: K numbers w: the query loss becomes sum_k w_k L_query(theta_k), k = 1..K (multi-step loss). By
             default it is that of theta_K alone.
         strategy: ``"vmap"``: all tasks at once; ``"loop"``: one after the other, for models that vmap cannot batch;
@@ -142,6 +145,7 @@ class MetaLearner(nn.Module):
         first_order: bool = False,
         objective: Objective = query_objective,
         adapts: str | Sequence[str] = "*",
+        minibatches: bool = False,
         step_weights: Sequence[float] | None = None,
         strategy: str = "auto",
         compile: bool = False,
@@ -159,6 +163,7 @@ class MetaLearner(nn.Module):
         self.first_order = first_order
         self.objective = objective
         self.adapts = adapts
+        self.minibatches = minibatches
         # A buffer, so that new values need no new graph where the gradient is compiled.
         self.register_buffer("_step_weights", None, persistent=False)
         self._step_weights: Tensor | None
@@ -228,7 +233,7 @@ class MetaLearner(nn.Module):
         with torch.no_grad(), _adaptable(self.model):
             initial = self._initial()
             state = self.rule.init_state(initial)
-            unrolled = self._unroll(initial, state, support, _cloned(self.model), self._steps(steps))
+            unrolled = self._unroll(initial, state, [support] * self._steps(steps), _cloned(self.model))
         return Adapted(self, {name: value.detach() for name, value in unrolled.params.items()}, unrolled.losses)
 
     def evaluate(self, tasks: Task | Sequence[Task], steps: int | None = None) -> Evaluation:
@@ -263,10 +268,11 @@ class MetaLearner(nn.Module):
         state = self.rule.init_state(initial)
         support_losses, query_losses = [], []
         params = initial
+        batches = self._batches(task.support)
         # With weights the query is looked at after each step, else after all of them.
-        stages = [self.steps] if self._step_weights is None else [1] * self.steps
-        for steps in stages:
-            params, state, losses = self._unroll(params, state, task.support, buffers, steps)
+        stages = [batches] if self._step_weights is None else [[batch] for batch in batches]
+        for stage in stages:
+            params, state, losses = self._unroll(params, state, stage, buffers)
             support_losses.append(losses)
             prediction = self.predict(params, _copies(buffers), task.query.x)
             query_losses.append(self.loss(prediction, task.query.y))
@@ -282,24 +288,32 @@ class MetaLearner(nn.Module):
         losses, logs = [], []
         for k in range(steps + 1):
             if k:
-                params, state, _ = self._unroll(params, state, task.support, buffers, 1)
+                params, state, _ = self._unroll(params, state, [task.support], buffers)
             prediction = self.predict(params, _copies(buffers), task.query.x)
             losses.append(self.loss(prediction, task.query.y))
             logs.append(_accuracy(prediction, task.query.y))
         return torch.stack(losses), {name: torch.stack([log[name] for log in logs]) for name in logs[0]}
 
-    def _unroll(self, params: Tensors, state: RuleState, support: Batch, buffers: Tensors, steps: int) -> Unrolled:
-        return unroll(
-            self.rule,
-            self._support_loss(support, buffers),
-            params,
-            state,
-            steps=steps,
-            first_order=self.first_order,
-        )
+    def _batches(self, support: Batch) -> list[Batch]:
+        """What each inner step of a training sees."""
+        if not self.minibatches:
+            return [support] * self.steps
+        if len(support.y) < self.steps:
+            raise ValueError(
+                f"MetaLearner: {self.steps} steps cannot share out a support set of {len(support.y)} examples; take "
+                "more examples, fewer steps or minibatches=False"
+            )
+        return [tree_map(lambda leaf, k=k: leaf[k :: self.steps], support) for k in range(self.steps)]
 
-    def _support_loss(self, support: Batch, buffers: Tensors) -> Callable[[Tensors], Tensor]:
-        return lambda theta: self.loss(self.predict(theta, _copies(buffers), support.x), support.y)
+    def _unroll(self, params: Tensors, state: RuleState, batches: list[Batch], buffers: Tensors) -> Unrolled:
+        """One step on each of the batches."""
+
+        def loss(theta: Tensors, batch: Batch) -> Tensor:
+            value: Tensor = self.loss(self.predict(theta, _copies(buffers), batch.x), batch.y)
+            return value
+
+        steps = len(batches)
+        return unroll(self.rule, loss, params, state, steps=steps, batches=batches, first_order=self.first_order)
 
     def _steps(self, steps: int | None) -> int:
         if steps is None:
@@ -316,7 +330,7 @@ class MetaLearner(nn.Module):
         tasks = as_tasks(tasks)
         count = count_tasks(tasks)
         with _adaptable(self.model):
-            if isinstance(tasks, Task) and self._batches(tasks):
+            if isinstance(tasks, Task) and self._vectorised(tasks):
                 # Every task gets buffers of its own to write to.
                 buffers = {n: b.expand(count, *b.shape) for n, b in self.model.named_buffers()}
                 try:
@@ -333,7 +347,7 @@ class MetaLearner(nn.Module):
         logs = {name: torch.stack([log[name] for _, log in results]) for name in results[0][1]}
         return torch.stack([value for value, _ in results]), logs
 
-    def _batches(self, tasks: Task) -> bool:
+    def _vectorised(self, tasks: Task) -> bool:
         if self.strategy != "auto":
             return self.strategy == "vmap"
         modules = list(self.model.modules())

@@ -136,6 +136,7 @@ def test_a_learner_of_your_own_is_trained():
 WRONG = {
     "both": (lambda: MAMLModule(sine_mlp(), learner=MetaLearner(sine_mlp(), LSTMRule())), "a model or a learner"),
     "count": (lambda: MAMLModule(first_order_epochs=-1), "first_order_epochs must be >= 0, got -1"),
+    "outer_optimizer": (lambda: MAMLModule(outer_optimizer="lion"), "MAMLModule: outer_optimizer must be one of"),
     "schedule": (lambda: MAMLModule(schedule="linear"), "MAMLModule: schedule must be 'constant' or 'cosine'"),
     "no steps": (lambda: MAMLModule(learner=nn.Linear(2, 2), multi_step_epochs=1), "Linear has no inner steps"),
     "batches": (lambda: TaskDataModule(Sinusoids(), eval_tasks=10, eval_batch_size=3), "must divide eval_tasks"),

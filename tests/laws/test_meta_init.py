@@ -185,6 +185,48 @@ def test_reptile_gradient_is_theta_0_minus_theta_k():
     assert_close(logs["query_loss"], real.detach())
 
 
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_reptile_with_minibatches_and_an_outer_sgd_is_the_papers_algorithm(rule, strategy):
+    model = nn.Linear(5, 4).double()
+    # 4 support examples for 3 steps: the first sees examples 0 and 3, the others one each.
+    learner = reptile(model, lr=0.1, steps=3, rule=rule, minibatches=True, strategy=strategy)
+    batch = tasks((5,))
+    ends = []
+    for i in range(3):
+        own = copy.deepcopy(model)
+        inner = {
+            "sgd": lambda own=own: torch.optim.SGD(own.parameters(), lr=0.1),
+            "adam": lambda own=own: torch.optim.Adam(own.parameters(), lr=0.1, betas=(0.0, 0.999)),
+        }[rule]()
+        for seen in ([0, 3], [1], [2]):
+            inner.zero_grad()
+            nn.functional.cross_entropy(own(batch.support.x[i][seen]), batch.support.y[i][seen]).backward()
+            inner.step()
+        ends.append([p.detach().clone() for p in own.parameters()])
+    start = [p.detach().clone() for p in model.parameters()]
+    outer = torch.optim.SGD(learner.parameters(), lr=0.7)
+    learner.outer_loss(batch)[0].backward()
+    outer.step()
+    for k, p in enumerate(model.parameters()):
+        towards = torch.stack([end[k] for end in ends]).mean(dim=0) - start[k]
+        assert_close(p.detach(), start[k] + 0.7 * towards)
+
+
+def test_minibatches_are_for_training_alone_and_need_an_example_each():
+    learner = reptile(nn.Linear(5, 4).double(), lr=0.1, steps=3, minibatches=True)
+    whole = reptile(learner.model, lr=0.1, steps=3)
+    batch = tasks((5,))
+    assert_close(learner.evaluate(batch).losses, whole.evaluate(batch).losses, rtol=0, atol=0)
+    support = Batch(batch.support.x[0], batch.support.y[0])
+    assert_close(learner.adapt(support).losses, whole.adapt(support).losses, rtol=0, atol=0)
+    learner.steps = 5
+    with pytest.raises(ValueError, match="5 steps cannot share out a support set of 4 examples"):
+        learner.outer_loss(batch)
+    with pytest.raises(ValueError, match="rule must be 'sgd' or 'adam', got 'momentum'"):
+        reptile(nn.Linear(5, 4), lr=0.1, rule="momentum")
+
+
 @algorithms
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_adapt_and_evaluate_agree_in_every_grad_mode(name, mode):
