@@ -63,6 +63,8 @@ class Episodes:
 
     def sample(self, count: int, generator: torch.Generator) -> Task:
         """Draws ``count`` tasks: x of shape (count, ways * K, ...), y of shape (count, ways * K), sorted by class."""
+        if count < 1:
+            raise ValueError(f"Episodes: count must be >= 1, got {count}")
         device = self.classes.x.device
         kinds = torch.rand(count, self.kinds, generator=generator).argsort(dim=1)[:, : self.ways]  # (T, N)
         chosen = kinds % len(self.classes)

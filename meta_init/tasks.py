@@ -58,7 +58,7 @@ def supervised_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """
     if not target.is_floating_point():
         try:
-            return F.cross_entropy(prediction, target)
+            return F.cross_entropy(prediction, target.long())  # which torch takes in 64 bits alone
         except IndexError as error:
             if prediction.dim() < 2:
                 raise  # not about labels, but about axes that are not there
@@ -164,15 +164,24 @@ def check_labels(tasks: Task | Sequence[Task]) -> None:
 
 
 def check_batch(batch: Batch, name: str) -> None:
-    """Raises ValueError where x and y of one task's batch do not have the same number of examples, at least one."""
+    """Raises ValueError where x and y of one task's batch do not have the same number of examples, at least one.
+
+    TypeError where it is no `Batch`, or its pictures are bytes.
+    """
     if _sizes(batch, name, axis=0) == 0:
         raise ValueError(f"{name} holds no example")
 
 
 def _sizes(batch: Batch, name: str, *, axis: int) -> int:
+    if not isinstance(batch, Batch):
+        raise TypeError(f"{name} must be a Batch(x, y), got a {type(batch).__name__}")
     what = "stacked tasks" if axis == 0 and name.startswith("tasks.") else "examples"
     leaves = [(f"{name}.x", leaf) for leaf in tree_leaves(batch.x)] + [(f"{name}.y", batch.y)]
     for part, leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{part} must hold tensors, got a {type(leaf).__name__}")
+        if part.endswith(".x") and leaf.dtype == torch.uint8:
+            raise TypeError(f"{part} holds bytes (uint8), of which no model learns; scale them: x.float() / 255")
         if leaf.dim() <= axis:
             raise ValueError(f"{part} has shape {tuple(leaf.shape)}; its axis {axis} should count the {what}")
     sizes = {part: int(leaf.shape[axis]) for part, leaf in leaves}

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from learned_optim import data_root
-from meta_init import Classes, Episodes, few_shot_conv, few_shot_mlp, maml, omniglot, split_classes
+from meta_init import Batch, Classes, Episodes, few_shot_conv, few_shot_mlp, maml, omniglot, split_classes
 
 COUNTS = [4, 6, 5, 4, 9]
 NAMES = ["a", "b", "c", "d", "e"]
@@ -88,6 +88,7 @@ BAD = {
     "shots": (lambda: Episodes(numbered(), shots=3, queries=2), "class 'a' of numbered has only 4"),
     "counts": (lambda: Episodes(numbered(), shots=0), "must be >= 1, got 5, 0 and 0"),
     "rotations": (lambda: Episodes(numbered(), rotations="some"), "unknown rotations 'some'"),
+    "no task": (lambda: drawn(count=0), "count must be >= 1, got 0"),
     "no images": (
         lambda: Episodes(Classes("x", torch.zeros(4, 3), ["a", "b"], [2, 2]), ways=2, rotations="view"),
         r"only square images can be rotated, got shape \(3,\)",
@@ -100,6 +101,11 @@ BAD = {
         lambda: split_classes(numbered(), {"train": ["a", "b"], "test": ["b"]}),
         "class 'b' is in both 'train' and 'test'",
     ),
+    "a share": (
+        lambda: split_classes(numbered(), {"train": 0.7}),
+        "part 'train' must be a number of classes or a list of names, got 0.7",
+    ),
+    "no names": (lambda: split_classes(numbered(), {"train": []}), r"a number of classes or a list of names, got \[\]"),
     "unknown class": (lambda: split_classes(numbered(), {"train": ["z"]}), "has no class 'z', which 'train' names"),
 }
 
@@ -109,6 +115,15 @@ def test_bad_input(name):
     call, message = BAD[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_labels_of_any_integer_type_will_do():
+    learner, batch = maml(few_shot_mlp(2), lr=0.4), Batch(torch.rand(4, 28, 28), torch.tensor([0, 1, 0, 1]))
+    losses = [
+        learner.adapt(batch._replace(y=batch.y.to(kind))).losses for kind in (torch.long, torch.int32, torch.uint8)
+    ]
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], losses[2])
 
 
 @pytest.mark.parametrize("make", [few_shot_conv, few_shot_mlp])

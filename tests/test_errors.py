@@ -212,6 +212,21 @@ CASES = {
         ValueError,
         "support holds no example",
     ),
+    "a pair for a support set": (
+        lambda: learner().adapt((torch.ones(2, 1), torch.ones(2, 1))),
+        TypeError,
+        r"support must be a Batch\(x, y\), got a tuple",
+    ),
+    "arrays": (
+        lambda: learner().adapt(Batch(torch.ones(2, 1).numpy(), torch.ones(2, 1))),
+        TypeError,
+        "support.x must hold tensors, got a ndarray",
+    ),
+    "bytes": (
+        lambda: learner().adapt(Batch(torch.ones(2, 1, dtype=torch.uint8), torch.ones(2, 1))),
+        TypeError,
+        r"support.x holds bytes \(uint8\), of which no model learns; scale them: x.float\(\) / 255",
+    ),
     "target shape": (
         lambda: maml(sine_mlp(), lr=0.1, strategy="loop").outer_loss(task(sy=(2, 5), qy=(2, 4))),
         ValueError,

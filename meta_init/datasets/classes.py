@@ -65,8 +65,14 @@ def split_classes(
         seed: Of the draw; with None they are taken in their order. The first part gets the first ones.
 
     Raises:
-        ValueError: There are not enough classes, a name is unknown, or a class is in two parts.
+        ValueError: A part is neither a number nor names, there are not enough classes, a name is unknown, or a class
+            is in two parts.
     """
+    for part, content in parts.items():
+        if isinstance(content, (bool, float, str)) or not (isinstance(content, int) or len(content)):
+            raise ValueError(
+                f"split_classes: part {part!r} must be a number of classes or a list of names, got {content!r}"
+            )
     numbers = {name: i for i, name in enumerate(classes.names)}
     named = [(part, one) for part, content in parts.items() if not isinstance(content, int) for one in content]
     taken: dict[str, str] = {}
