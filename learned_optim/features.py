@@ -126,6 +126,21 @@ def ever_seen(grad: Tensor, memory: Tensor) -> Tensor:
     return (grad != 0) | (memory != 0).any(dim=-1)
 
 
+class Plain(Features):
+    """The gradient as it is: one input, no state.
+
+    For problems of one scale, on which a rule may be nearly linear: gradient descent with momentum is. Source:
+    Andrychowicz et al. 2016, section 3.1, for quadratic functions.
+    """
+
+    size = 1
+    descent = (-1.0,)
+    bounded = False
+
+    def __call__(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        return grad.unsqueeze(-1), {}
+
+
 class LogSign(Features):
     """`log_and_sign` of the gradient: two inputs, no state. Source: Andrychowicz et al. 2016."""
 
@@ -214,6 +229,7 @@ class StepCount(Features):
 
 
 FEATURES: dict[str, Features] = {
+    "plain": Plain(),
     "log_sign": LogSign(),
     "moments": Moments(),
     "time_scales": TimeScales(),

@@ -27,7 +27,8 @@ class LSTMRule(Rule):
 
     Args:
         features: A name of `learned_optim.features.FEATURES`, or several whose inputs are put side by side.
-            ``"log_sign"``: log-magnitude and sign, as in the paper. ``"moments"``: normalised moments as in RNNprop,
+            ``"log_sign"``: log-magnitude and sign, as in the paper; ``"plain"``: the gradient itself, as there for
+            quadratic functions. ``"moments"``: normalised moments as in RNNprop,
             which carry over to other activations because they do not depend on the gradient's scale.
             ``"time_scales"``: averages over four times; ``"step_count"``: how long the training has gone on.
         hidden_size: H, units per layer (the paper: 20).

@@ -241,6 +241,8 @@ def slow_features(features, grads):
                 row += (
                     [math.log(abs(g)) / 10, math.copysign(1, g)] if abs(g) >= math.exp(-10) else [-1, math.exp(10) * g]
                 )
+            elif name == "plain":
+                row += [g]
             elif name == "step_count":
                 row += [math.tanh(t / x - 1) for x in (10, 30, 100, 300, 1000, 3000, 10000)]
             elif name == "time_scales":
