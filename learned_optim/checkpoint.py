@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from learned_optim.data import write_atomically
+from learned_optim.guard import Guard
 from learned_optim.rule import Rule
 from learned_optim.sharding import whole
 from learned_optim.types import Tensors
@@ -50,6 +51,7 @@ def save_checkpoint(
     *,
     model: Mapping[str, Tensor] | None = None,
     record: Mapping[str, Any] | None = None,
+    guard: Guard | None = None,
 ) -> None:
     """Writes a rule to a file, atomically.
 
@@ -58,6 +60,7 @@ def save_checkpoint(
         rule: Any rule whose `config` holds JSON values.
         model: The ``state_dict()`` of a model to keep with it; `read_model` returns it.
         record: How it was trained: any JSON values. `read_record` returns it.
+        guard: What keeps the steps of the rule within bounds, where a named optimizer is made of the file.
 
     Raises:
         TypeError: ``record`` or the rule's configuration is not JSON.
@@ -74,6 +77,8 @@ def save_checkpoint(
         "config": json.dumps(rule.config()),
         "record": json.dumps(dict(record or {}), sort_keys=True),
     }
+    if guard is not None:
+        metadata["guard"] = json.dumps(guard.config())
     write_atomically(path, save(tensors, metadata | {"sha256": _hash(tensors, metadata)}))
 
 
@@ -112,6 +117,22 @@ def read_record(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: its record is no JSON object, but a {type(record).__name__}")
     return record
+
+
+def read_guard(name_or_path: str | os.PathLike[str]) -> Guard | None:
+    """The guard that was saved with a checkpoint; without one that of the defaults for a bundled name, else None.
+
+    Raises:
+        CheckpointError: As `load_checkpoint`, or it is no guard.
+    """
+    path = _resolve(name_or_path)
+    metadata, _ = _read(path)
+    if "guard" not in metadata:
+        return Guard() if is_bundled(name_or_path) else None
+    try:
+        return Guard(**json.loads(metadata["guard"]))
+    except Exception as error:  # any JSON value may be there
+        raise CheckpointError(f"{path}: no guard can be made from its numbers: {_reason(error)}") from error
 
 
 def read_model(name_or_path: str | os.PathLike[str]) -> Tensors:
@@ -205,7 +226,8 @@ def _reason(error: Exception) -> str:
 
 def _hash(tensors: Tensors, metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
-    for key in ("format", "format_version", "rule", "config", "record"):
+    keys = ["format", "format_version", "rule", "config", "record"]
+    for key in [*keys, "guard"] if "guard" in metadata else keys:
         digest.update(f"{key} {metadata.get(key)}\n".encode())
     for name in sorted(tensors):
         value = tensors[name]

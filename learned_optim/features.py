@@ -207,6 +207,31 @@ class TimeScales(Features):
         return inputs, {"step": step, "means": m, "squares": v}
 
 
+class Magnitude(Features):
+    """log(v^ + e^-20) / 20: how large the gradients of a coordinate are, from -1 for none; one input.
+
+    For rules that, like gradient descent with momentum, go further where gradients are larger, beside features that
+    have lost that scale. Unlike the logarithm of a single gradient it is smooth, so that exact meta-gradients of long
+    unrolls stay finite. The state per coordinate is v, and the step counter per tensor.
+
+    Source: our own, after the logarithm of Andrychowicz et al. 2016, appendix A; beta = 0.9.
+    """
+
+    decay = 0.9
+    size = 1
+    descent = (0.0,)
+    bounded = True
+
+    def init_state(self, param: Tensor, *, dtype: torch.dtype) -> Tensors:
+        zeros = torch.zeros_like(param, dtype=dtype)
+        return {"step": zeros.new_zeros((), dtype=torch.float32), "magnitude": zeros}
+
+    def __call__(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        step = state["step"] + 1
+        _, v, _, v_hat = corrected_moments(grad, grad, state["magnitude"], step, betas=(self.decay, self.decay))
+        return torch.log(v_hat + math.exp(-20)).unsqueeze(-1) / 20, {"step": step, "magnitude": v}
+
+
 class StepCount(Features):
     """tanh(t / x - 1) for x = 10, 30, 100, ..., 10,000: how far a training is, the same for all coordinates.
 
@@ -233,5 +258,6 @@ FEATURES: dict[str, Features] = {
     "log_sign": LogSign(),
     "moments": Moments(),
     "time_scales": TimeScales(),
+    "magnitude": Magnitude(),
     "step_count": StepCount(),
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from learned_optim.joined import JoinedUpdate, joinable
 from learned_optim.problems import ProblemFamily
 from learned_optim.rule import Rule, bind
 from learned_optim.seeds import seeded
@@ -106,18 +107,24 @@ class Instances:
         """
         batches = [self.batch(step) for step in range(steps.start, steps.stop + 1)]
 
+        one_dtype = len({p.dtype for p in params.values()}) == 1
+        alike = isinstance(update, Rule) and joinable(update) and one_dtype
+
         def one(params: Tensors, state: RuleState, batches: list[Minibatch], phi: Tensors | None) -> Window:
+            own = update if phi is None else bind(cast(Rule, update), phi)
+            joined = JoinedUpdate(own, params) if alike else None
             unrolled = unroll(
-                update if phi is None else bind(cast(Rule, update), phi),
+                joined or own,
                 self.family.loss,
                 params,
-                state,
+                joined.extend(state) if joined else state,
                 steps=len(steps),
                 batches=batches[:-1],
                 first_order=first_order,
             )
             after = self.family.loss(unrolled.params, batches[-1])
-            return Window(unrolled.params, unrolled.state, torch.cat((unrolled.losses, after.unsqueeze(0))))
+            state = joined.reduce(unrolled.state) if joined else unrolled.state
+            return Window(unrolled.params, state, torch.cat((unrolled.losses, after.unsqueeze(0))))
 
         dims = (0, 0, 0, None if phi is None else 0)
         result: Window = torch.vmap(one, in_dims=dims, randomness="different")(params, state, batches, phi)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from learned_optim.checkpoint import DEFAULT_CHECKPOINT, is_bundled, load_checkpoint
+from learned_optim.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint, read_guard
 from learned_optim.guard import Guard
 from learned_optim.rule import Rule
 from learned_optim.rule_optimizer import Params, RuleOptimizer
@@ -32,7 +32,7 @@ def _chosen(
     *,
     default: str | None = None,
 ) -> tuple[Rule, bool | Guard]:
-    """The rule of a checkpoint, or the one that was given; and the guard, which by default goes with bundled ones."""
+    """The rule of a checkpoint, or the one that was given; and the guard, by default the checkpoint's."""
     _refuse_habit(name, checkpoint)
     article = "an" if needed is LSTMRule else "a"
     if rule is None:
@@ -42,7 +42,7 @@ def _chosen(
                 f"{name}: needs a checkpoint or a rule, since none is bundled; train {article} {needed.__name__} first"
             )
         rule = load_checkpoint(checkpoint)
-        guard = is_bundled(checkpoint) if guard is None else guard
+        guard = read_guard(checkpoint) if guard is None else guard
     elif checkpoint is not None:
         raise ValueError(f"{name}: give a checkpoint or a rule, not both")
     if not isinstance(rule, needed):
@@ -66,7 +66,8 @@ class LSTMOptimizer(RuleOptimizer):
         weight_decay: Decoupled decay per step.
         maximize: Ascend the objective instead.
         guard: Whether steps are kept within a trust region, with Adam to fall back on; see `Guard`, of which one may
-            be given. By default for bundled checkpoints, and not for a file or a rule of your own.
+            be given. By default the one that was saved with the checkpoint (`read_guard`), as with all bundled ones;
+            none for a rule of your own.
 
     Raises:
         ValueError: Both a checkpoint and a rule, or see `RuleOptimizer`.

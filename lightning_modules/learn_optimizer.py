@@ -48,8 +48,10 @@ class LearnedOptimizerModule(pl.LightningModule):
         horizon: Steps on each problem.
         window: Steps between truncations; ``horizon`` for none. It must divide ``horizon``.
         instances: Problems run side by side, through vmap, in each process.
-        objective: ``"loss"``, or ``"log"``: log(L(theta_t) / L(theta_0) + 1e-6), for which families of any scale count
+        objective: ``"loss"``, or ``"log"``: log(L(theta_t) / L(theta_0) + floor), for which families of any scale count
             alike.
+        floor: See ``objective``: problems whose loss has fallen to this share of its start are as good as solved, and
+            training looks at the others.
         late_weight: p >= 0: step t counts for (p + 1) (t / horizon)^p. 0 for all alike.
         curriculum: Shorter horizons to train on before ``horizon``, ascending. The next one is taken when ``val/loss``
             (``val/log`` with ``objective="log"``) has not fallen for ``patience`` validations.
@@ -103,6 +105,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         window: int = 20,
         instances: int = 4,
         objective: str = "loss",
+        floor: float = 1e-6,
         late_weight: float = 0.0,
         curriculum: Sequence[int] = (),
         patience: int = 3,
@@ -140,6 +143,8 @@ class LearnedOptimizerModule(pl.LightningModule):
         for name, size in (sizes | {"teacher_epochs": teacher_epochs}).items():
             if not (math.isfinite(size) and size >= 0):
                 raise ValueError(f"LearnedOptimizerModule: {name} must be a finite number >= 0, got {size}")
+        if not (math.isfinite(floor) and floor > 0):
+            raise ValueError(f"LearnedOptimizerModule: floor must be finite and > 0, got {floor}")
         horizons = (*curriculum, horizon)
         if any(steps % window for steps in horizons):
             raise ValueError(f"LearnedOptimizerModule: window must divide horizon, got {window} and {horizons}")
@@ -155,7 +160,8 @@ class LearnedOptimizerModule(pl.LightningModule):
             self.rule, estimator, first_order=first_order, coordinates=coordinates, teacher=teacher, std=std
         )
         self.curriculum, self.window, self.instances = Curriculum(horizons, patience), window, instances
-        self.objective, self.late_weight, self.random_horizons = objective, float(late_weight), random_horizons
+        self.objective, self.floor = objective, float(floor)
+        self.late_weight, self.random_horizons = float(late_weight), random_horizons
         self.teacher_weight, self.teacher_epochs = float(teacher_weight), teacher_epochs
         self.outer_lr, self.schedule = outer_lr, check_schedule(schedule, "LearnedOptimizerModule")
         self.steps_per_epoch = steps_per_epoch
@@ -222,7 +228,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         return self.window * min(int((windows + 1) ** drawn), windows)
 
     def _objective(self, losses: Tensor, first: Tensor, steps: range) -> Tensor:
-        values = _logs(losses, first) if self.objective == "log" else losses
+        values = _logs(losses, first, self.floor) if self.objective == "log" else losses
         if not self.late_weight:
             return values.mean(dim=1)
         t = torch.arange(steps.start + 1, steps.stop + 1, device=values.device) / self._horizon(self._episode)
@@ -263,7 +269,7 @@ class LearnedOptimizerModule(pl.LightningModule):
 
     def _compared(self, losses: Tensor) -> Tensor:
         """The number by which validations are compared."""
-        return _logs(losses, losses[:, 0]).mean() if self.objective == "log" else losses.mean()
+        return _logs(losses, losses[:, 0], self.floor).mean() if self.objective == "log" else losses.mean()
 
     def _evaluate(self, role: str, number: int) -> Tensor:
         losses = self._held_out(role, number)
@@ -272,7 +278,7 @@ class LearnedOptimizerModule(pl.LightningModule):
             "loss": losses.mean(),
             "half": losses[:, half - tenth : half].mean(),
             "final": losses[:, -tenth:].mean(),
-            "log": _logs(losses, losses[:, 0]).mean(),
+            "log": _logs(losses, losses[:, 0], self.floor).mean(),
         }
         logged = {f"{role}/{name}": value for name, value in values.items()}
         self.log_dict(logged, prog_bar=True, batch_size=1, sync_dist=process()[1] > 1)
@@ -377,10 +383,10 @@ def _estimator(
     return TruncatedBackpropagation(rule, first_order=first_order, coordinates=coordinates, teacher=teacher)
 
 
-def _logs(losses: Tensor, first: Tensor) -> Tensor:
-    """log(L(theta_t) / L(theta_0) + 1e-6), shape (I, K).
+def _logs(losses: Tensor, first: Tensor, floor: float) -> Tensor:
+    """log(L(theta_t) / L(theta_0) + floor), shape (I, K).
 
     A loss that has fallen below zero counts as zero; where the first one is not above zero it is NaN.
     """
     first = torch.where(first > 0, first, math.nan).unsqueeze(1)
-    return torch.log((losses / first).clamp(min=0) + 1e-6)
+    return torch.log((losses / first).clamp(min=0) + floor)

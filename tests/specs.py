@@ -98,6 +98,7 @@ RULES: dict[str, MakeRule] = {
     "lstm-both-shortcut": lstm(features=("log_sign", "moments"), shortcut=True),
     "lstm-moments-unbounded": lstm(features="moments", bounded=False),
     "lstm-plain": lstm(features=("plain", "step_count"), num_layers=1),
+    "lstm-magnitude": lstm(features=("moments", "magnitude"), num_layers=1),
     "lstm-time-scales": lstm(features=("time_scales", "step_count"), shortcut=True),
     "lstm-normalised": lstm(features=("log_sign", "step_count"), normalised=True, num_layers=1),
     "lstm-normalised-moves-unseen": lstm(features="moments", normalised=True, num_layers=1, move_unseen=True),

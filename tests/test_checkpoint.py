@@ -12,12 +12,15 @@ from torch.testing import assert_close
 
 from learned_optim import (
     CheckpointError,
+    Guard,
+    LSTMOptimizer,
     LSTMRule,
     MetaSGDRule,
     Rule,
     available_checkpoints,
     checkpoint,
     load_checkpoint,
+    read_guard,
     read_record,
     save_checkpoint,
 )
@@ -166,3 +169,28 @@ def test_every_bundled_checkpoint_has_its_card_and_record():
         assert "Known failures" in card
         assert "Licence" in card
         load_checkpoint(name)
+
+
+def test_an_optimizer_gets_the_guard_of_its_checkpoint(tmp_path, monkeypatch):
+    guard, params = Guard(adam_lr=0.1, most=50.0), [torch.zeros(2, requires_grad=True)]
+    save_checkpoint(tmp_path / "guarded@1.safetensors", LSTMRule(hidden_size=2), guard=guard)
+    save_checkpoint(tmp_path / "bare@1.safetensors", LSTMRule(hidden_size=2))
+    assert LSTMOptimizer(params, tmp_path / "guarded@1.safetensors").guard == guard
+    assert LSTMOptimizer(params, tmp_path / "guarded@1.safetensors", guard=False).guard is None
+    assert LSTMOptimizer(params, tmp_path / "guarded@1.safetensors", guard=Guard()).guard == Guard()
+    assert LSTMOptimizer(params, tmp_path / "bare@1.safetensors").guard is None
+    monkeypatch.setattr(checkpoint, "_BUNDLED", tmp_path)
+    assert LSTMOptimizer(params, "guarded").guard == guard
+    assert LSTMOptimizer(params, "bare").guard == Guard()
+
+
+@pytest.mark.parametrize("numbers", ["{", "[1]", '{"adam_lr": "x"}', '{"adam_lr": -1}', '{"other": 1}', "null"])
+def test_bad_guards(numbers, tmp_path):
+    path = tmp_path / "rule.safetensors"
+    save_checkpoint(path, LSTMRule(hidden_size=3), guard=Guard())
+    rewritten(path, guard=numbers)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        read_guard(path)
+    rewritten(path, signed=True, guard=numbers)
+    with pytest.raises(CheckpointError, match="no guard can be made"):
+        LSTMOptimizer([torch.zeros(2, requires_grad=True)], path)

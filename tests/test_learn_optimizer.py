@@ -54,6 +54,7 @@ WEIGHTS = {
     "all alike": ({}, lambda loss, first, t: loss),
     "late steps": ({"late_weight": 2.0}, lambda loss, first, t: 3 * (t / 12) ** 2 * loss),
     "logarithm": ({"objective": "log"}, lambda loss, first, t: torch.log(loss / first + 1e-6)),
+    "floor": ({"objective": "log", "floor": 0.3}, lambda loss, first, t: torch.log(loss / first + 0.3)),
 }
 
 
@@ -366,6 +367,7 @@ BAD = {
     "teacher": ({"estimator": "evolution", "teacher": AdamRule(0.1)}, "need estimator='truncated'"),
     "exact": ({"estimator": "evolution", "first_order": False}, "need estimator='truncated'"),
     "late": ({"late_weight": -1.0}, "late_weight must be a finite number >= 0, got -1.0"),
+    "floor": ({"floor": 0.0}, "floor must be finite and > 0, got 0.0"),
     "patience": ({"patience": 0}, "patience must be >= 1"),
     "order": ({"curriculum": (8, 4)}, r"curriculum must ascend to horizon, got \(8, 4, 12\)"),
     "curriculum": ({"curriculum": (5,)}, "window must divide horizon"),

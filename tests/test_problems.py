@@ -274,6 +274,15 @@ def test_image_classification_draws_what_it_always_drew():
     assert_close(family.test_loss(problem.params), expected.detach())
 
 
+def test_pooled_images_are_means_of_squares():
+    images = pictures()
+    family = ImageClassification(images, lambda: mlp((5,), inputs=16, outputs=3), batch_size=6, pool=2)
+    mean = torch.stack([images.train_x[:, i::2, j::2].float() for i in range(2) for j in range(2)]).mean(dim=0)
+    assert_close(family.images.train_x, mean.round().to(torch.uint8))
+    with pytest.raises(ValueError, match="pool must divide the images' size of 8, got 3"):
+        ImageClassification(images, pool=3)
+
+
 def test_data_of_each_problem_and_all_of_it_in_each_batch():
     family = NetworkProblems(curve_net, curves)
     problems = [family.sample(seeded(i)) for i in range(2)]

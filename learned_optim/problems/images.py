@@ -21,11 +21,13 @@ class ImageClassification(NetworkProblems):
             `test_loss` uses the other.
         model: Makes a fresh network; called under a seed, so that its initialisation belongs to the problem.
         batch_size: Images per batch, drawn with replacement (the paper: 128).
+        pool: Images are averaged over squares of so many pixels a side, before anything else: small problems, on which
+            meta-training is cheap. The network must fit what is left.
         start_std: See `NetworkProblems`.
         model_options: See `NetworkProblems`.
 
     Raises:
-        ValueError: Unknown images, and see `NetworkProblems`.
+        ValueError: Unknown images, ``pool`` that does not divide their size, and see `NetworkProblems`.
     """
 
     def __init__(
@@ -34,12 +36,13 @@ class ImageClassification(NetworkProblems):
         model: Callable[[], nn.Module] = mlp,
         *,
         batch_size: int = 128,
+        pool: int = 1,
         start_std: float | None = None,
         model_options: dict[str, Any] | None = None,
     ) -> None:
         if isinstance(images, str) and images not in IMAGE_SETS:
             raise ValueError(f"ImageClassification: unknown images {images!r}; there are {sorted(IMAGE_SETS)}")
-        self.images = IMAGE_SETS[images]() if isinstance(images, str) else images
+        self.images = _pooled(IMAGE_SETS[images]() if isinstance(images, str) else images, pool)
         super().__init__(
             model,
             (self.images.train_x, self.images.train_y),
@@ -52,3 +55,17 @@ class ImageClassification(NetworkProblems):
 
     def prepared(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return x.float() / 255, y
+
+
+def _pooled(images: ImageSet, pool: int) -> ImageSet:
+    size = images.train_x.shape[-1]
+    if pool < 1 or size % pool:
+        raise ValueError(f"ImageClassification: pool must divide the images' size of {size}, got {pool}")
+    if pool == 1:
+        return images
+
+    def pooled(x: Tensor) -> Tensor:
+        squares = x.reshape(*x.shape[:-2], size // pool, pool, size // pool, pool).float()
+        return squares.mean(dim=(-3, -1)).round().to(x.dtype)
+
+    return images._replace(train_x=pooled(images.train_x), test_x=pooled(images.test_x))

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
-from learned_optim.checkpoint import is_bundled, load_checkpoint
+from learned_optim.checkpoint import load_checkpoint, read_guard
 from learned_optim.optimizers import LSTMOptimizer, MetaSGD
 from learned_optim.race.errors import RaceError
 from learned_optim.race.training import MakeOptimizer
@@ -98,7 +98,7 @@ def _of_checkpoint(params: Any, *, checkpoint: str) -> Optimizer:
     rule = load_checkpoint(checkpoint)
     if isinstance(rule, MetaSGDRule):
         return MetaSGD(params, rule=rule)  # its rates find their parameters by name
-    return RuleOptimizer(params, rule, guard=is_bundled(checkpoint))
+    return RuleOptimizer(params, rule, guard=read_guard(checkpoint) or False)
 
 
 def _lstm(checkpoint: str) -> Entrant:
@@ -114,8 +114,8 @@ def _rule(checkpoint: str) -> Entrant:
 
 
 LEARNED = {"lstm": _lstm, "rule": _rule}
-"""What can be made of a checkpoint: ``lstm:NAME`` by `LSTMOptimizer`, ``rule:NAME`` whatever its rule is. Bundled ones
-come with the guard, as they do by default."""
+"""What can be made of a checkpoint: ``lstm:NAME`` by `LSTMOptimizer`, ``rule:NAME`` whatever its rule is; with the
+guard that it has by default."""
 
 
 def entrant(name: str) -> Entrant:

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from learned_optim import LSTMRule, RuleState, bind, unroll
 from learned_optim.cells import lstm_cell
 from learned_optim.features import FEATURES
+from learned_optim.joined import JoinedUpdate, joinable
 from learned_optim.sampled import SampledUpdate
 from tests.specs import RULES, seeded_rule, small_problem
 
@@ -231,7 +232,7 @@ def sigmoid(x):
 
 def slow_features(features, grads):
     """Inputs of one coordinate at each step, in plain Python; the coordinate's first gradient is not zero."""
-    m = v = 0.0
+    m = v = square = 0.0
     scales = {decay: (0.0, 0.0) for decay in (0.5, 0.9, 0.99, 0.999)}
     rows = []
     for t, g in enumerate(grads, start=1):
@@ -245,6 +246,9 @@ def slow_features(features, grads):
                 row += [g]
             elif name == "step_count":
                 row += [math.tanh(t / x - 1) for x in (10, 30, 100, 300, 1000, 3000, 10000)]
+            elif name == "magnitude":
+                square = 0.9 * square + 0.1 * g * g
+                row += [math.log(square / (1 - 0.9**t) + math.exp(-20)) / 20]
             elif name == "time_scales":
                 scales = {d: (d * m + (1 - d) * g, d * v + (1 - d) * g * g) for d, (m, v) in scales.items()}
                 unbiased = [(m / (1 - d**t), v / (1 - d**t)) for d, (m, v) in scales.items()]
@@ -375,6 +379,37 @@ def test_sampling_all_coordinates_is_the_plain_first_order_meta_gradient(name):
     error = (torch.stack(many).mean(dim=0) - exact).norm()
     typical = torch.stack([(sample - exact).norm() for sample in many]).mean()
     assert error < 3 * typical / math.sqrt(60)
+
+
+NOT_JOINED = (
+    "meta_sgd",
+    "lslr",
+    "shared-state",
+    "map",
+    "map-by-rank",
+    "lstm-normalised",
+    "lstm-normalised-moves-unseen",
+)
+
+
+@pytest.mark.parametrize("first_order", [True, False])
+@pytest.mark.parametrize("name", RULES)
+def test_joining_all_tensors_changes_nothing(name, first_order):
+    problem = small_problem()
+    rule = seeded_rule(name, problem.params)
+    assert joinable(rule) == (name not in NOT_JOINED and not name.startswith("hierarchical"))
+    if not joinable(rule):
+        return
+    start, state = problem.params, rule.init_state(problem.params)
+    update = JoinedUpdate(rule, start)
+    assert_close(update.reduce(update.extend(state)).per_param, state.per_param)
+    plain = unroll(rule, problem.loss, start, state, steps=4, first_order=first_order)
+    joined = unroll(update, problem.loss, start, update.extend(state), steps=4, first_order=first_order)
+    assert_close(joined.params, plain.params)
+    assert_close(update.reduce(joined.state).per_param, plain.state.per_param)
+    if phi := list(rule.parameters()):
+        exact, theirs = (torch.autograd.grad(run.losses.sum(), phi) for run in (plain, joined))
+        assert_close(theirs, exact)
 
 
 def test_lstm_starts_as_descent_with_a_shortcut():
