@@ -78,15 +78,23 @@ class TruncatedBackpropagation(Estimator):
         first_order: Treats the optimizee's gradients as constants.
         coordinates: How many of each tensor keep their graph, see `SampledUpdate`; all by default.
         teacher: A rule to imitate, see `Imitating`.
+        clip: The largest norm of a single problem's meta-gradient; longer ones are shortened to it before the mean over
+            problems, and those that are not finite are left out. Without ``coordinates`` and ``teacher``.
 
-    Source: Andrychowicz et al. 2016, section 2.
+    Source: Andrychowicz et al. 2016, section 2; ``clip``: our own.
     """
 
     def __init__(
-        self, rule: Rule, *, first_order: bool = True, coordinates: int | None = None, teacher: Rule | None = None
+        self,
+        rule: Rule,
+        *,
+        first_order: bool = True,
+        coordinates: int | None = None,
+        teacher: Rule | None = None,
+        clip: float | None = None,
     ) -> None:
         super().__init__(rule)
-        self.first_order, self.coordinates, self.teacher = first_order, coordinates, teacher
+        self.first_order, self.coordinates, self.teacher, self.clip = first_order, coordinates, teacher, clip
 
     def start(self, instances: Instances) -> Carried:
         carried = super().start(instances)
@@ -107,6 +115,8 @@ class TruncatedBackpropagation(Estimator):
         teacher_weight: float = 0.0,
     ) -> tuple[Tensor, Carried]:
         params, state = carried["params"], RuleState(carried["per_param"], carried["shared"])
+        if self.clip is not None:
+            return self._clipped(instances, params, state, carried["first"], steps, objective, self.clip)
         update: Update = self.rule
         sample = imitating = None
         if self.coordinates is not None:
@@ -130,6 +140,34 @@ class TruncatedBackpropagation(Estimator):
         if sample is not None:
             state = sample.reduce(state)
         return loss, _carried(*detached(result.params, state), carried["first"]) | more | _after(result)
+
+    def _clipped(
+        self,
+        instances: Instances,
+        params: Tensors,
+        state: RuleState,
+        first: Tensor,
+        steps: range,
+        objective: Objective,
+        clip: float,
+    ) -> tuple[Tensor, Carried]:
+        """The window with a copy of phi for each problem, so that each has a gradient of its own."""
+        phi = {
+            name: p.detach().expand(len(instances), *p.shape).clone().requires_grad_()
+            for name, p in self.rule.named_parameters()
+        }
+        result = instances.run(self.rule, params, state, steps, first_order=self.first_order, phi=phi)
+        values = objective(result.losses[:, 1:], first, steps)  # (I,)
+        each = torch.autograd.grad(values.sum(), [*phi.values()], allow_unused=True, materialize_grads=True)
+        norms = torch.cat([grad.flatten(1) for grad in each], dim=1).norm(dim=1)
+        kept = torch.isfinite(norms) & torch.isfinite(values)
+        scales = torch.where(kept, clip / norms.clamp(min=clip), 0.0) / kept.sum().clamp(min=1)
+        grads = {
+            name: torch.einsum("i,i...->...", scales, torch.where(_over(kept, grad), grad, 0.0))
+            for name, grad in zip(phi, each, strict=True)
+        }
+        loss = values.detach()[kept].mean() + _handed(self.rule, grads)
+        return loss, _carried(*detached(result.params, result.state), first) | _after(result)
 
 
 class PersistentEvolution(Estimator):
@@ -183,10 +221,18 @@ class PersistentEvolution(Estimator):
             kept = torch.isfinite(slopes)  # a pair of which one has diverged tells nothing
             slopes, count = torch.where(kept, slopes, 0.0), kept.sum().clamp(min=1)
             grads = {name: torch.einsum("i,i...->...", slopes, value) / count for name, value in noise.items()}
-        # Zero, with the gradient.
-        handed = [((p - p.detach()) * grads[name]).sum() for name, p in self.rule.named_parameters()]
-        loss = values[kept.repeat(2)].mean() + torch.stack(handed).sum()
+        loss = values[kept.repeat(2)].mean() + _handed(self.rule, grads)
         return loss, _carried(result.params, result.state, carried["first"]) | {"noise": noise} | _after(result)
+
+
+def _handed(rule: Rule, grads: Tensors) -> Tensor:
+    """Zero, with these gradients."""
+    return torch.stack([((p - p.detach()) * grads[name]).sum() for name, p in rule.named_parameters()]).sum()
+
+
+def _over(kept: Tensor, value: Tensor) -> Tensor:
+    """A mark for each problem, in the shape of ``value``."""
+    return kept.reshape(-1, *[1] * (value.dim() - 1))
 
 
 def _carried(params: Tensors, state: RuleState, first: Tensor) -> Carried:

@@ -63,6 +63,9 @@ class LearnedOptimizerModule(pl.LightningModule):
         first_order: Treats the optimizee's gradients as constants, as the paper does (truncated).
         coordinates: Keeps the graph of so many coordinates of each tensor only, drawn anew for each window, which
             leaves the meta-gradient unbiased (`learned_optim.sampled`). Needs ``first_order`` (truncated).
+        clip: The largest norm that a single problem's meta-gradient may have: longer ones are shortened to it before
+            they are averaged, and those that are not finite left out, so that a few unstable problems do not drown the
+            others. Not with ``coordinates`` or ``teacher`` (truncated).
         teacher: A rule to imitate, such as ``AdamRule(0.02)`` (truncated), see `learned_optim.imitation`.
         teacher_weight: What the mean relative distance to its steps counts for, beside the loss.
         teacher_epochs: The weight falls to zero over so many epochs; 0 keeps it.
@@ -113,6 +116,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         estimator: str = "truncated",
         first_order: bool = True,
         coordinates: int | None = None,
+        clip: float | None = None,
         teacher: Rule | None = None,
         teacher_weight: float = 1.0,
         teacher_epochs: int = 0,
@@ -157,7 +161,7 @@ class LearnedOptimizerModule(pl.LightningModule):
             raise ValueError("LearnedOptimizerModule: family is an empty list; give at least one")
         self.rule = rule or LSTMRule()
         self.estimator = _estimator(
-            self.rule, estimator, first_order=first_order, coordinates=coordinates, teacher=teacher, std=std
+            self.rule, estimator, first_order=first_order, coordinates=coordinates, clip=clip, teacher=teacher, std=std
         )
         self.curriculum, self.window, self.instances = Curriculum(horizons, patience), window, instances
         self.objective, self.floor = objective, float(floor)
@@ -364,23 +368,32 @@ class LearnedOptimizerModule(pl.LightningModule):
 
 
 def _estimator(
-    rule: Rule, name: str, *, first_order: bool, coordinates: int | None, teacher: Rule | None, std: float
+    rule: Rule,
+    name: str,
+    *,
+    first_order: bool,
+    coordinates: int | None,
+    clip: float | None,
+    teacher: Rule | None,
+    std: float,
 ) -> Estimator:
+    who = "LearnedOptimizerModule"
     if name not in ESTIMATORS:
-        raise ValueError(f"LearnedOptimizerModule: estimator must be one of {ESTIMATORS}, got {name!r}")
+        raise ValueError(f"{who}: estimator must be one of {ESTIMATORS}, got {name!r}")
+    if clip is not None:
+        if not (math.isfinite(clip) and clip > 0):
+            raise ValueError(f"{who}: clip must be finite and > 0, or None, got {clip}")
+        if coordinates is not None or teacher is not None:
+            raise ValueError(f"{who}: clip cannot be combined with coordinates or teacher")
     if name == "evolution":
-        if teacher is not None or coordinates is not None or not first_order:
-            raise ValueError(
-                "LearnedOptimizerModule: teacher, coordinates and first_order=False need estimator='truncated'"
-            )
+        if teacher is not None or coordinates is not None or clip is not None or not first_order:
+            raise ValueError(f"{who}: teacher, coordinates, clip and first_order=False need estimator='truncated'")
         if not (math.isfinite(std) and std > 0):
-            raise ValueError(f"LearnedOptimizerModule: std must be finite and > 0, got {std}")
+            raise ValueError(f"{who}: std must be finite and > 0, got {std}")
         return PersistentEvolution(rule, std=std)
     if coordinates is not None and not first_order:
-        raise ValueError(
-            "LearnedOptimizerModule: coordinates needs first_order=True, where coordinates are independent"
-        )
-    return TruncatedBackpropagation(rule, first_order=first_order, coordinates=coordinates, teacher=teacher)
+        raise ValueError(f"{who}: coordinates needs first_order=True, where coordinates are independent")
+    return TruncatedBackpropagation(rule, first_order=first_order, coordinates=coordinates, teacher=teacher, clip=clip)
 
 
 def _logs(losses: Tensor, first: Tensor, floor: float) -> Tensor:

@@ -237,6 +237,46 @@ def test_a_pair_that_diverges_does_not_spoil_the_others():
     assert_close((loss, spoilt), estimate([0], False))
 
 
+# Clipping
+
+
+def clipped(clip, numbers, spoil=None, **options):
+    """The loss of one window and its gradient."""
+    torch.manual_seed(0)
+    rule = LSTMRule(hidden_size=3)
+    estimator = TruncatedBackpropagation(rule, clip=clip, **options)
+    instances = Instances(Quadratics(3), (0, "clip"), numbers)
+
+    def objective(losses, first, steps):
+        values = losses.mean(dim=1)
+        return values * torch.tensor([math.inf if i == spoil else 1.0 for i in range(len(values))])
+
+    loss, carried = estimator.window(
+        instances, estimator.start(instances), range(4), objective, generator=torch.Generator()
+    )
+    assert not any(p.requires_grad for p in carried["params"].values())
+    return loss.detach(), torch.autograd.grad(loss, list(rule.parameters()))
+
+
+@pytest.mark.parametrize("first_order", [True, False])
+def test_each_problems_gradient_is_clipped_before_the_mean(first_order):
+    options = {"first_order": first_order}
+    assert_close(clipped(1e9, [0, 1, 2], **options), clipped(None, [0, 1, 2], **options))
+    alone = [clipped(None, [i], **options)[1] for i in range(3)]
+    norms = [float(torch.cat([g.flatten() for g in grads]).norm()) for grads in alone]
+    clip = sorted(norms)[1]
+    scales = [min(1.0, clip / norm) for norm in norms]
+    assert min(scales) < 1
+    mean = tuple(
+        sum(scale * g for scale, g in zip(scales, parts, strict=True)) / 3 for parts in zip(*alone, strict=True)
+    )
+    assert_close(clipped(clip, [0, 1, 2], **options)[1], mean)
+
+
+def test_clipping_leaves_out_a_problem_that_diverges():
+    assert_close(clipped(1.0, [0, 1], spoil=1), clipped(1.0, [0]))
+
+
 # Imitation
 
 
@@ -318,6 +358,7 @@ RESUMED = {
     "sampled teacher": {"teacher": AdamRule(0.1), "coordinates": 2},
     "curriculum": {"curriculum": (4, 8), "patience": 1, "outer_lr": 0.1},
     "random horizons": {"random_horizons": True, "objective": "log"},
+    "clip": {"clip": 1.0, "first_order": False},
 }
 
 
@@ -365,6 +406,9 @@ BAD = {
     "estimator": ({"estimator": "pes"}, "estimator must be one of"),
     "std": ({"estimator": "evolution", "std": 0.0}, "std must be finite and > 0, got 0.0"),
     "teacher": ({"estimator": "evolution", "teacher": AdamRule(0.1)}, "need estimator='truncated'"),
+    "clip": ({"clip": 0.0}, "clip must be finite and > 0, or None, got 0.0"),
+    "clip and sample": ({"clip": 1.0, "coordinates": 2}, "clip cannot be combined with coordinates or teacher"),
+    "clip and evolution": ({"clip": 1.0, "estimator": "evolution"}, "need estimator='truncated'"),
     "exact": ({"estimator": "evolution", "first_order": False}, "need estimator='truncated'"),
     "late": ({"late_weight": -1.0}, "late_weight must be a finite number >= 0, got -1.0"),
     "floor": ({"floor": 0.0}, "floor must be finite and > 0, got 0.0"),
