@@ -159,7 +159,7 @@ class TruncatedBackpropagation(Estimator):
         result = instances.run(self.rule, params, state, steps, first_order=self.first_order, phi=phi)
         values = objective(result.losses[:, 1:], first, steps)  # (I,)
         each = torch.autograd.grad(values.sum(), [*phi.values()], allow_unused=True, materialize_grads=True)
-        norms = torch.cat([grad.flatten(1) for grad in each], dim=1).norm(dim=1)
+        norms = torch.cat([grad.reshape(len(grad), -1) for grad in each], dim=1).norm(dim=1)
         kept = torch.isfinite(norms) & torch.isfinite(values)
         scales = torch.where(kept, clip / norms.clamp(min=clip), 0.0) / kept.sum().clamp(min=1)
         grads = {

@@ -1,12 +1,23 @@
 """What LearnedOptimizerModule minimises, on which problems, and how it estimates the gradient."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from learned_optim import AdamRule, LSTMRule, MetaSGDRule, MomentumRule, Rule, RuleState, SGDRule, unroll
+from learned_optim import (
+    AdamRule,
+    HierarchicalRNNRule,
+    LSTMRule,
+    MetaSGDRule,
+    MomentumRule,
+    Rule,
+    RuleState,
+    SGDRule,
+    unroll,
+)
 from learned_optim.imitation import Imitating
 from learned_optim.instances import Instances
 from learned_optim.problems import NetworkProblems, Quadratics
@@ -240,10 +251,10 @@ def test_a_pair_that_diverges_does_not_spoil_the_others():
 # Clipping
 
 
-def clipped(clip, numbers, spoil=None, **options):
+def clipped(clip, numbers, spoil=None, rule=LSTMRule, **options):
     """The loss of one window and its gradient."""
     torch.manual_seed(0)
-    rule = LSTMRule(hidden_size=3)
+    rule = rule()
     estimator = TruncatedBackpropagation(rule, clip=clip, **options)
     instances = Instances(Quadratics(3), (0, "clip"), numbers)
 
@@ -258,9 +269,17 @@ def clipped(clip, numbers, spoil=None, **options):
     return loss.detach(), torch.autograd.grad(loss, list(rule.parameters()))
 
 
+CLIPPED = {
+    "lstm": partial(LSTMRule, hidden_size=3),
+    "normalised": partial(LSTMRule, hidden_size=3, normalised=True),
+    "hierarchical": partial(HierarchicalRNNRule, (2, 3, 2), 2),
+}
+
+
+@pytest.mark.parametrize("name", CLIPPED)
 @pytest.mark.parametrize("first_order", [True, False])
-def test_each_problems_gradient_is_clipped_before_the_mean(first_order):
-    options = {"first_order": first_order}
+def test_each_problems_gradient_is_clipped_before_the_mean(name, first_order):
+    options = {"first_order": first_order, "rule": CLIPPED[name]}
     assert_close(clipped(1e9, [0, 1, 2], **options), clipped(None, [0, 1, 2], **options))
     alone = [clipped(None, [i], **options)[1] for i in range(3)]
     norms = [float(torch.cat([g.flatten() for g in grads]).norm()) for grads in alone]

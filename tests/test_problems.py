@@ -22,6 +22,7 @@ from learned_optim.problems import (
     PROBLEMS,
     Bowls,
     ConvexMix,
+    GaussianClasses,
     ImageClassification,
     NetworkProblems,
     NoisyGradients,
@@ -29,6 +30,7 @@ from learned_optim.problems import (
     Quadratics,
     Rescaled,
     Rosenbrock,
+    SineCurves,
     SparseGradients,
     Transformed,
     conv_net,
@@ -99,6 +101,10 @@ SMOOTH = {
 """Whose gradients are the derivatives of their values."""
 
 FAMILIES = SMOOTH | {
+    "drawn classes": lambda: NetworkProblems(
+        partial(mlp, (4,), inputs=3, outputs=2), GaussianClasses(3, 2, examples=9), loss=F.cross_entropy, batch_size=5
+    ),
+    "drawn waves": lambda: NetworkProblems(curve_net, SineCurves(examples=9), batch_size=5),
     "fixed data": lambda: NetworkProblems(curve_net, FIXED, batch_size=7, loss=nn.HuberLoss(), held_out=FIXED),
     "batch norm": lambda: NetworkProblems(lambda: curve_net(nn.BatchNorm1d(4)), curves, batch_size=7),
     "batch norm, fixed statistics": lambda: NetworkProblems(lambda: curve_net(nn.BatchNorm1d(4)).eval(), curves),
@@ -749,3 +755,33 @@ def test_bad_input(name):
     with pytest.raises(kind, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GaussianClasses(0), "inputs >= 1.*got 0, 3, 100 and 1.0"),
+        (lambda: GaussianClasses(classes=1), "classes >= 2"),
+        (lambda: GaussianClasses(spread=0.0), "spread > 0"),
+        (lambda: SineCurves(0), "waves >= 1.*got 0, 100, 6.0 and 0.1"),
+        (lambda: SineCurves(noise=-1.0), "noise >= 0"),
+    ],
+)
+def test_bad_drawn_data(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_drawn_data_are_what_they_say():
+    x, y = GaussianClasses(4, 3, examples=5000, spread=0.1)(seeded(0))
+    assert x.shape == (5000, 4)
+    within = torch.stack([x[y == k].std(dim=0) for k in range(3)])
+    assert_close(within, torch.full_like(within, 0.1), rtol=0.1, atol=0)
+    x, y = SineCurves(1, fastest=3.0, examples=4000, noise=0.0)(seeded(1))
+    # Of one wave, amplitude and frequency follow from y'' = -frequency^2 y.
+    order = x[:, 0].argsort()
+    points, values = x[order, 0][::40], y[order, 0][::40]
+    (dx, dy), between = (points.diff(), values.diff()), (values[1:-1])
+    second = (dy / dx).diff() / (dx[1:] + dx[:-1]) * 2
+    square = -(second * between).sum() / between.square().sum()
+    assert 0 < square < 9.2

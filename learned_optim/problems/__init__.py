@@ -1,6 +1,7 @@
 """Families of problems to train and test optimizers on."""
 
 from learned_optim.problems.base import Problem, ProblemFamily
+from learned_optim.problems.drawn_data import GaussianClasses, SineCurves
 from learned_optim.problems.images import ImageClassification
 from learned_optim.problems.named import PROBLEMS
 from learned_optim.problems.network_problems import NetworkProblems
@@ -13,6 +14,7 @@ __all__ = [
     "PROBLEMS",
     "Bowls",
     "ConvexMix",
+    "GaussianClasses",
     "ImageClassification",
     "NetworkProblems",
     "NoisyGradients",
@@ -21,6 +23,7 @@ __all__ = [
     "Quadratics",
     "Rescaled",
     "Rosenbrock",
+    "SineCurves",
     "SparseGradients",
     "Transformed",
     "conv_net",

@@ -1,0 +1,267 @@
+"""Learned optimizers: bundle what was trained, race it, and make the page and the cards.
+
+    learned-optim fit --config docs/configs/learned-optimizers/NAME.yaml
+    python docs/examples/learned_optimizers.py publish NAME
+    python docs/examples/learned_optimizers.py race ROW ... [--jobs 2]
+    python docs/examples/learned_optimizers.py table
+
+A ROW is a name below; ``all`` stands for every one. ``race`` lets a bundled checkpoint race all hand-designed
+optimizers, which are tuned on validation problems, on test problems that nothing was trained or tuned on, and writes
+docs/results/learned-optimizers/ROW.json and ROW.png. ``publish`` writes the trained optimizer that did best on
+validation problems as a bundled checkpoint. ``table`` makes the page from the races, and the cards of what was
+published.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from learned_optim import Guard, read_record, save_checkpoint, write_atomically
+from learned_optim.race import BASELINES, Interval, RaceResult, draw, load_result, race, table
+
+RESULTS, CONFIGS = Path("docs/results/learned-optimizers"), Path("docs/configs/learned-optimizers")
+RUNS, BUNDLED = Path("runs"), Path("learned_optim/checkpoints")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A race.
+
+    Attributes:
+        checkpoint: Of the learned optimizer.
+        problem: What it is raced on.
+        steps: Of each run.
+        bar: What the ratio to the best tuned optimizer is to be at most.
+        known: What the checkpoint's training had to do with the problem.
+        seeds: Test problems.
+        tuning_seeds: Validation problems.
+    """
+
+    checkpoint: str
+    problem: str
+    steps: int
+    bar: float
+    known: str
+    seeds: int = 5
+    tuning_seeds: int = 3
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the card of a bundled checkpoint says beside its numbers.
+
+    Attributes:
+        file: Its name with the version.
+        what: What it is for.
+        failures: What it cannot do.
+        guard: What comes with it.
+    """
+
+    file: str
+    what: str
+    failures: str
+    guard: Guard
+
+
+CHECKPOINTS = {
+    "quadratic": Checkpoint(
+        "quadratic@1",
+        "An LSTM optimizer for small quadratic functions, the problem of Andrychowicz et al. 2016, section 3.1.",
+        "Trained on 10 dimensions and 100 steps. The rows with another distribution and ten times as many steps show "
+        "what is left of it there; anything else was not measured. Its inputs are gradients as they are: functions of "
+        "another scale than those that it was trained on are another problem to it.",
+        Guard(adam_lr=0.1, first=100.0),
+    ),
+}
+
+_NEW = "another network"
+ROWS = {
+    "quadratics-100": Row("quadratic", "quadratics", 100, 0.5, "trained on such", 50, 10),
+    "quadratics-uniform-100": Row("quadratic", "quadratics-uniform", 100, 1.0, "another distribution", 50, 10),
+    "quadratics-1000": Row("quadratic", "quadratics", 1000, 1.0, "ten times its horizon", 50, 10),
+    "mnist-mlp-100": Row("mnist-mlp", "mnist-mlp", 100, 0.9, "trained on it"),
+    "mnist-mlp-200": Row("mnist-mlp", "mnist-mlp", 200, 0.9, "trained on it"),
+    "mnist-mlp-1000": Row("mnist-mlp", "mnist-mlp", 1000, 1.0, "five times its horizon"),
+    "mnist-mlp-40-units": Row("mnist-mlp", "mnist-mlp-40", 200, 1.0, _NEW),
+    "mnist-mlp-2-layers": Row("mnist-mlp", "mnist-mlp-2-layers", 200, 1.0, _NEW),
+    "mnist-mlp-relu": Row("mnist-mlp", "mnist-mlp-relu", 200, 1.0, _NEW),
+    "mnist-mlp-fashion": Row("mnist-mlp", "fashion-t10k-mlp", 200, 1.0, "other images"),
+    "mnist-mlp-normal-start": Row("mnist-mlp", "mnist-mlp-normal-start", 200, 1.0, "another initialisation"),
+}
+"""``fashion-t10k-mlp`` is Fashion-MNIST's 10,000 published test images, split anew, of which we have no more."""
+
+
+def run(name: str, jobs: int) -> None:
+    """Races one row and writes its files."""
+    row = ROWS[name]
+    with tqdm(desc=name, unit="run") as bar:
+
+        def progress(what: str, done: int, planned: int) -> None:
+            bar.total = planned
+            bar.set_postfix_str(what, refresh=False)
+            bar.update(done - bar.n)
+
+        result = race(
+            row.problem,
+            [f"lstm:{row.checkpoint}", *BASELINES],
+            steps=row.steps,
+            seeds=row.seeds,
+            tune=True,
+            tuning_seeds=row.tuning_seeds,
+            jobs=jobs,
+            progress=progress,
+            command=f"python docs/examples/learned_optimizers.py race {name}",
+        )
+    result.save(RESULTS / f"{name}.json")
+    draw(result, RESULTS / f"{name}.png")
+    print(table(result))
+
+
+def publish(name: str) -> None:
+    """Writes the rule that did best in validation as a bundled checkpoint, with the record of its training."""
+    from pytorch_lightning.cli import LightningCLI
+
+    config = CONFIGS / f"{name}.yaml"
+    best, last = (torch.load(RUNS / name / f"{which}.ckpt", weights_only=True) for which in ("best", "last"))
+    module = LightningCLI(args=["--config", str(config), "--trainer.logger=false"], run=False).model
+    module.load_state_dict(best["state_dict"])
+    (timer,) = [state for key, state in last["callbacks"].items() if "Timer" in key]
+    record = {
+        "command": f"learned-optim fit --config {config}",
+        "config": config.read_text(),
+        "meta_updates": int(last["global_step"]),
+        "selected": int(best["global_step"]),
+        "hours": round((timer["time_elapsed"]["train"] + timer["time_elapsed"]["validate"]) / 3600, 2),
+        "torch": torch.__version__,
+    }
+    file = BUNDLED / f"{CHECKPOINTS[name].file}.safetensors"
+    save_checkpoint(file, module.rule, record=record, guard=CHECKPOINTS[name].guard)
+    print(f"{file}: {file.stat().st_size / 1024:.0f} KiB")
+
+
+def card(name: str, results: dict[str, RaceResult]) -> str:
+    """The card of a bundled checkpoint in Markdown."""
+    record, about = read_record(CHECKPOINTS[name].file), CHECKPOINTS[name]
+    settings = yaml.safe_load(record["config"])["model"]["init_args"]
+    options = ", ".join(f"{key}={value!r}" for key, value in settings["rule"]["init_args"].items())
+    rule = settings["rule"]["class_path"].rpartition(".")[2]
+    lines = [
+        f"# {about.file}",
+        "",
+        about.what,
+        "",
+        "## Recipe",
+        "",
+        f"- Rule: `{rule}({options})`.",
+        f"- Command: `{record['command']}`; the configuration, seeds included, is also in the file.",
+        f"- {record['meta_updates']:,} meta-updates, each of {settings['instances']} problems, took",
+        f"  {record['hours']:.1f} hours on one core of a busy machine, torch {record['torch']}.",
+        f"- Its steps are kept within `{about.guard}`.",
+        f"- This is the state after {record['selected']:,} of them, which did best on {settings['val_instances']}",
+        "  problems kept apart.",
+        "",
+        "## Beside tuned optimizers",
+        "",
+        "On test problems that nothing was trained or tuned on; how to read it: `docs/race.md`.",
+        "",
+        *_rows({key: result for key, result in results.items() if ROWS[key].checkpoint == name}),
+        "",
+        "## Known failures",
+        "",
+        about.failures,
+        "",
+        "## Licence",
+        "",
+        "Apache-2.0, as the package.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def page(results: dict[str, RaceResult]) -> str:
+    """The page in Markdown.
+
+    Args:
+        results: By the names of rows.
+    """
+    lines = [
+        "# Learned optimizers: results",
+        "",
+        "Made by `python docs/examples/learned_optimizers.py table` from the files beside this page; each row by the",
+        "command below its table. Learned optimizers are as they come, with their guard; hand-designed ones are tuned,",
+        "and the ratio is to whichever of them did best on the very problems of the row. Below 1 the learned one is",
+        "better. How to read it all: [race.md](../../race.md).",
+        "",
+        *_rows(results, linked=True),
+    ]
+    for name, result in results.items():
+        machine = ", ".join(f"{key} {value}" for key, value in result.machine.items())
+        lines += ["", f"## {name}", "", f"`{result.command}`", "", table(result), "", f"![{name}]({name}.png)", ""]
+        lines += [f"{len(result.seeds)} test problems, {len(result.tuning_seeds)} others to tune on; {machine}."]
+    return "\n".join([*lines, ""])
+
+
+def _rows(results: dict[str, RaceResult], *, linked: bool = False) -> list[str]:
+    """One line for each race."""
+    lines = [
+        "| race | steps | learned | best tuned | ratio | goal | reached |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        row, (learned, best, ratio) = ROWS[name], compared(result)
+        race_of = f"{row.checkpoint} on {row.problem}"
+        lines.append(
+            f"| {f'[{race_of}](#{name})' if linked else race_of}, {row.known} | {row.steps:,} | {learned:.4g} | "
+            f"{result.best} {best:.4g} | {ratio.mean:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] | at most {row.bar:g} | "
+            f"{'yes' if ratio.mean <= row.bar else 'no'} |"
+        )
+    return lines
+
+
+def compared(result: RaceResult) -> tuple[float, float, Interval]:
+    """Final loss of the learned optimizer and of the best tuned one, means over problems, and their ratio."""
+    (learned,) = [entry for entry in result.entries if not entry.hand_designed]
+    ratio = result.ratio(learned)
+    assert result.best is not None  # every row has baselines
+    assert ratio is not None  # and losses above 0
+    mean = [sum(entry.final) / len(entry.final) for entry in (learned, result.entry(result.best))]
+    return mean[0], mean[1], ratio
+
+
+def measured() -> dict[str, RaceResult]:
+    """The results that there are, in the order of the rows."""
+    return {name: load_result(RESULTS / f"{name}.json") for name in ROWS if (RESULTS / f"{name}.json").exists()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["publish", "race", "table"])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"all, or some of {', '.join(ROWS)}; or NAMEs")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    args = parser.parse_args()
+    known = CHECKPOINTS if args.what == "publish" else ROWS
+    names = list(known) if args.rows == ["all"] else args.rows
+    for name in names:
+        if name not in known:
+            parser.error(f"no {name!r}; there are {', '.join(known)}")
+    torch.set_num_threads(1)  # the operations are too small to be shared
+    if args.what == "table":
+        results = measured()
+        write_atomically(RESULTS / "README.md", page(results).encode())
+        for name in CHECKPOINTS:
+            write_atomically(BUNDLED / f"{CHECKPOINTS[name].file}.md", card(name, results).encode())
+    for name in names:
+        if args.what == "publish":
+            publish(name)
+        elif args.what == "race":
+            run(name, args.jobs)
+
+
+if __name__ == "__main__":
+    main()

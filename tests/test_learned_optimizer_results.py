@@ -1,0 +1,54 @@
+"""The published races: the page says what the files say, and each is the race that its row describes."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from learned_optim import read_guard, read_record
+from learned_optim.race import BASELINES
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "docs" / "examples" / "learned_optimizers.py"
+spec = importlib.util.spec_from_file_location("learned_optimizers", SCRIPT)
+script = sys.modules["learned_optimizers"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_the_page_is_made_from_the_files():
+    results = script.measured()
+    text = script.page(results)
+    assert (script.RESULTS / "README.md").read_text() == text
+    for name in results:
+        assert f"](#{name})" in text
+        assert (script.RESULTS / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", script.CHECKPOINTS)
+def test_each_card_is_made_from_record_and_races(name):
+    file = script.CHECKPOINTS[name].file
+    record = read_record(file)
+    assert read_guard(file) == script.CHECKPOINTS[name].guard
+    assert record["config"] == (script.CONFIGS / f"{name}.yaml").read_text()
+    assert record["selected"] <= record["meta_updates"]
+    assert (script.BUNDLED / f"{file}.md").read_text() == script.card(name, script.measured())
+
+
+@pytest.mark.parametrize("name", script.ROWS)
+def test_each_race_is_that_of_its_row(name):
+    if not (script.RESULTS / f"{name}.json").exists():
+        pytest.skip(f"{name} has not been raced yet")
+    row, result = script.ROWS[name], script.load_result(script.RESULTS / f"{name}.json")
+    assert (result.problem, result.steps) == (row.problem, row.steps)
+    assert f"race {name}" in result.command
+    learned = [entry for entry in result.entries if not entry.hand_designed]
+    assert [entry.name for entry in learned] == [f"LSTM ({row.checkpoint})"]
+    assert {entry.name for entry in result.entries if entry.hand_designed} == {one.name for one in BASELINES.values()}
+    assert all(entry.tuning is not None and entry.tuning.inside for entry in result.entries if entry.hand_designed)
+    assert (len(result.seeds), len(result.tuning_seeds)) == (row.seeds, row.tuning_seeds)
