@@ -1,13 +1,16 @@
 """The published races: the page says what the files say, and each is the race that its row describes."""
 
 import importlib.util
+import os
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from learned_optim import read_guard, read_record
-from learned_optim.race import BASELINES
+from learned_optim.race import BASELINES, page
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "docs" / "examples" / "learned_optimizers.py"
@@ -52,3 +55,24 @@ def test_each_race_is_that_of_its_row(name):
     assert {entry.name for entry in result.entries if entry.hand_designed} == {one.name for one in BASELINES.values()}
     assert all(entry.tuning is not None and entry.tuning.inside for entry in result.entries if entry.hand_designed)
     assert (len(result.seeds), len(result.tuning_seeds)) == (row.seeds, row.tuning_seeds)
+
+
+def test_the_page_of_dose_curves_is_made_from_its_race():
+    folder = ROOT / "docs" / "results" / "dose-curves"
+    result = script.load_result(folder / "race.json")
+    assert page(result) in (folder / "README.md").read_text()
+    assert all(entry.tuning is not None and entry.tuning.inside for entry in result.entries if entry.hand_designed)
+
+
+def test_the_example_of_dose_curves_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["dose_curves.py", "--updates", "1", "--seeds", "2", "--jobs", "1", "--out", "out"]
+    )
+    example = runpy.run_path(str(ROOT / "docs" / "examples" / "dose_curves.py"))
+    family = example["Patients"]()
+    problem = family.sample(torch.Generator().manual_seed(0))
+    assert float(family.loss(problem.params, problem.batch(torch.Generator()))) > 0.0025
+    monkeypatch.setitem(example["main"].__globals__, "BASELINES", ("sgd",))
+    example["main"]()
+    assert sorted(os.listdir("out")) == ["README.md", "dose-curves.safetensors", "race.json", "race.png"]

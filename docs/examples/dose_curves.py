@@ -1,6 +1,6 @@
 """From a family of problems of your own to an optimizer for it: how a body takes up and loses a drug.
 
-    python docs/examples/dose_curves.py [--updates 250] [--jobs 2] [--out runs/dose-curves]
+    python docs/examples/dose_curves.py [--updates 300] [--jobs 2] [--out runs/dose-curves]
 
 A clinic fits a model of five numbers to the blood samples of each patient, by following the gradient through a
 simulation of the day. Here that becomes a family of problems; an optimizer is meta-trained for it in some minutes; and
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from learned_optim import LSTMRule, save_checkpoint, write_atomically
 from learned_optim.problems import NetworkProblems
-from learned_optim.race import BASELINES, draw, page, race
+from learned_optim.race import BASELINES, RaceResult, draw, page, race
 from lightning_modules import LearnedOptimizerModule
 
 STEPS = 40
@@ -77,10 +77,8 @@ class Patients(NetworkProblems):
 def train(updates: int, seed: int) -> tuple[LSTMRule, dict[str, object]]:
     """Meta-trains, and returns the rule that did best on held-out patients, with the record for its file."""
     pl.seed_everything(seed)
-    rule = LSTMRule(
-        ("plain", "moments", "magnitude", "step_count"), num_layers=1, output_scale=0.5, bounded=True, shortcut=True
-    )
-    options = {"horizon": STEPS, "window": STEPS, "instances": 64, "first_order": False, "clip": 3.0}
+    rule = LSTMRule(("plain", "moments", "magnitude", "step_count"), output_scale=0.5, bounded=True, shortcut=True)
+    options = {"horizon": STEPS, "window": STEPS, "instances": 128, "first_order": False, "clip": 3.0}
     options |= {"objective": "log", "floor": 1e-3, "outer_lr": 1e-2, "schedule": "cosine"}
     module = LearnedOptimizerModule(Patients(), rule, **options, steps_per_epoch=10, val_instances=128, seed=seed)
     best = ModelCheckpoint("runs/dose-curves", monitor="val/log", filename="best", enable_version_counter=False)
@@ -101,7 +99,7 @@ def train(updates: int, seed: int) -> tuple[LSTMRule, dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=250, help="of the optimizer, in meta-training")
+    parser.add_argument("--updates", type=int, default=300, help="of the optimizer, in meta-training")
     parser.add_argument("--seeds", type=int, default=50, help="new patients to race on")
     parser.add_argument("--jobs", type=int, default=2, help="processes of the race")
     parser.add_argument("--out", type=Path, default=Path("runs/dose-curves"))
@@ -123,7 +121,7 @@ def main() -> None:
         Patients(),
         {"LSTM": f"lstm:{file}"} | {name: name for name in BASELINES},
         steps=STEPS,
-        seeds=args.seeds,
+        seeds=range(100, 100 + args.seeds),  # on 0 to 49 an earlier version was looked at
         tune=True,
         tuning_seeds=5,
         jobs=args.jobs,
@@ -133,8 +131,12 @@ def main() -> None:
     result.save(args.out / "race.json")
     draw(result, args.out / "race.png")
     print(page(result))
-    said = page(result) + f"\nMeta-training took {minutes} minutes.\n\n![dose curves](race.png)\n"
-    write_atomically(args.out / "README.md", said.encode())
+    write_atomically(args.out / "README.md", report(result, minutes).encode())
+
+
+def report(result: RaceResult, minutes: float) -> str:
+    """The race in Markdown, and what the optimizer in it has cost."""
+    return page(result) + f"\nMeta-training the LSTM took {minutes} minutes.\n\n![dose curves](race.png)\n"
 
 
 if __name__ == "__main__":
