@@ -80,7 +80,9 @@ def train(updates: int, seed: int) -> tuple[LSTMRule, dict[str, object]]:
     rule = LSTMRule(("plain", "moments", "magnitude", "step_count"), output_scale=0.5, bounded=True, shortcut=True)
     options = {"horizon": STEPS, "window": STEPS, "instances": 128, "first_order": False, "clip": 3.0}
     options |= {"objective": "log", "floor": 1e-3, "outer_lr": 1e-2, "schedule": "cosine"}
-    module = LearnedOptimizerModule(Patients(), rule, **options, steps_per_epoch=10, val_instances=128, seed=seed)
+    module = LearnedOptimizerModule(
+        Patients(), rule, **options, steps_per_epoch=min(10, updates), val_instances=128, seed=seed
+    )
     best = ModelCheckpoint("runs/dose-curves", monitor="val/log", filename="best", enable_version_counter=False)
     trainer = pl.Trainer(
         max_steps=updates,
