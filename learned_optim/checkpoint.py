@@ -60,7 +60,8 @@ def save_checkpoint(
         rule: Any rule whose `config` holds JSON values.
         model: The ``state_dict()`` of a model to keep with it; `read_model` returns it.
         record: How it was trained: any JSON values. `read_record` returns it.
-        guard: What keeps the steps of the rule within bounds, where a named optimizer is made of the file.
+        guard: What keeps the steps of the rule within bounds, where an `LSTMOptimizer` or `HierarchicalRNNOptimizer`
+            is made of the file.
 
     Raises:
         TypeError: ``record`` or the rule's configuration is not JSON.
@@ -131,7 +132,7 @@ def read_guard(name_or_path: str | os.PathLike[str]) -> Guard | None:
         return Guard() if is_bundled(name_or_path) else None
     try:
         return Guard(**json.loads(metadata["guard"]))
-    except Exception as error:  # any JSON value may be there
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: no guard can be made from its numbers: {_reason(error)}") from error
 
 

@@ -161,7 +161,8 @@ class TruncatedBackpropagation(Estimator):
         each = torch.autograd.grad(values.sum(), [*phi.values()], allow_unused=True, materialize_grads=True)
         norms = torch.cat([grad.reshape(len(grad), -1) for grad in each], dim=1).norm(dim=1)
         kept = torch.isfinite(norms) & torch.isfinite(values)
-        scales = torch.where(kept, clip / norms.clamp(min=clip), 0.0) / kept.sum().clamp(min=1)
+        # Where none is kept this is NaN, for the module to leave out and count.
+        scales = torch.where(kept, clip / norms.clamp(min=clip), 0.0) / kept.sum()
         grads = {
             name: torch.einsum("i,i...->...", scales, torch.where(_over(kept, grad), grad, 0.0))
             for name, grad in zip(phi, each, strict=True)

@@ -184,7 +184,15 @@ def test_an_optimizer_gets_the_guard_of_its_checkpoint(tmp_path, monkeypatch):
     assert LSTMOptimizer(params, "bare").guard == Guard()
 
 
-@pytest.mark.parametrize("numbers", ["{", "[1]", '{"adam_lr": "x"}', '{"adam_lr": -1}', '{"other": 1}', "null"])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        *("{", "[1]", "null", "[" * 100_000, '{"adam_lr": "x"}', '{"adam_lr": -1}', '{"other": 1}'),
+        f'{{"adam_lr": 1{"0" * 400}}}',
+        '{"first": null}',
+    ],
+    ids=lambda numbers: numbers[:20],
+)
 def test_bad_guards(numbers, tmp_path):
     path = tmp_path / "rule.safetensors"
     save_checkpoint(path, LSTMRule(hidden_size=3), guard=Guard())

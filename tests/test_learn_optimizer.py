@@ -296,6 +296,12 @@ def test_clipping_leaves_out_a_problem_that_diverges():
     assert_close(clipped(1.0, [0, 1], spoil=1), clipped(1.0, [0]))
 
 
+def test_clipping_hides_nothing_where_all_problems_diverge():
+    loss, grads = clipped(1.0, [0], spoil=0)
+    assert bool(torch.isnan(loss))
+    assert all(bool(torch.isnan(grad).all()) for grad in grads)
+
+
 # Imitation
 
 

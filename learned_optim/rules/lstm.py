@@ -30,7 +30,8 @@ class LSTMRule(Rule):
             ``"log_sign"``: log-magnitude and sign, as in the paper; ``"plain"``: the gradient itself, as there for
             quadratic functions. ``"moments"``: normalised moments as in RNNprop,
             which carry over to other activations because they do not depend on the gradient's scale.
-            ``"time_scales"``: averages over four times; ``"step_count"``: how long the training has gone on.
+            ``"time_scales"``: averages over four times; ``"magnitude"``: how large gradients are, for rules that see
+            them normalised; ``"step_count"``: how long the training has gone on.
         hidden_size: H, units per layer (the paper: 20).
         num_layers: L (the paper: 2).
         output_scale: Unit of the update. The paper uses 0.1 for neural networks, its code 0.01.
