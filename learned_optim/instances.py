@@ -94,6 +94,7 @@ class Instances:
         *,
         first_order: bool = True,
         phi: Tensors | None = None,
+        flat_memory: bool | int = False,
     ) -> Window:
         """Takes ``steps`` with ``update`` on every problem.
 
@@ -104,6 +105,7 @@ class Instances:
             steps: Their numbers, which name the batches.
             first_order: See `unroll`.
             phi: Each problem's own meta-parameters, shape (I, ...); ``update`` then is a rule.
+            flat_memory: See `unroll`.
         """
         batches = [self.batch(step) for step in range(steps.start, steps.stop + 1)]
 
@@ -121,6 +123,7 @@ class Instances:
                 steps=len(steps),
                 batches=batches[:-1],
                 first_order=first_order,
+                flat_memory=flat_memory,
             )
             after = self.family.loss(unrolled.params, batches[-1])
             state = joined.reduce(unrolled.state) if joined else unrolled.state

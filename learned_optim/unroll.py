@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from learned_optim.flat_memory import Advance, FlatSteps
 from learned_optim.guard import Guard, guarded
 from learned_optim.rule import apply_updates, oriented
 from learned_optim.types import LossFn, Minibatch, RuleState, Scalar, Tensors, Update
@@ -40,6 +42,7 @@ def unroll(
     maximize: bool = False,
     first_order: bool = False,
     guard: Guard | None = None,
+    flat_memory: bool | int = False,
 ) -> Unrolled:
     """Takes ``steps`` steps of ``update`` on ``loss_fn`` and keeps everything differentiable.
 
@@ -65,27 +68,58 @@ def unroll(
         first_order: Treats the gradients handed to the rule as constants, as Andrychowicz et al. 2016 and
             first-order MAML do: no second derivatives. phi and theta_0 keep their own gradients.
         guard: Keeps the steps within a trust region. Its memory is added to the returned state.
+        flat_memory: Recomputes the steps in the backward pass, so that memory holds a single one beside the parameters
+            and states at the boundaries of steps; with n, at every n-th, for one more evaluation of each step. See
+            `FlatSteps`.
 
     Raises:
-        ValueError: ``steps`` is negative or no whole number, ``batches`` ends early, or the loss is no scalar.
+        ValueError: ``steps`` is negative or no whole number, ``batches`` ends early, the loss is no scalar, or
+            ``flat_memory`` is below 0.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise ValueError(f"unroll: steps must be a whole number >= 0, got {steps!r}")
+    if not isinstance(flat_memory, int) or flat_memory < 0:
+        raise ValueError(f"unroll: flat_memory must be True, False or a whole number >= 0, got {flat_memory!r}")
     update = guarded(update, guard, lr=lr)
-    stream = None if batches is None else iter(batches)
-    losses: list[Tensor] = []
-    for k in range(steps):
-        arguments: tuple[Minibatch, ...] = ()
-        if stream is not None:
-            try:
-                arguments = (next(stream),)
-            except StopIteration:
-                raise ValueError(f"unroll: batches ended after {k} of {steps} steps") from None
-        loss, grads = _value_and_grad(loss_fn, params, arguments, first_order=first_order)
+
+    def advance(params: Tensors, state: RuleState, grads: Tensors) -> tuple[Tensors, RuleState]:
         updates, state = update(oriented(grads, maximize=maximize), state, params)
-        params = apply_updates(params, updates, lr=lr, weight_decay=weight_decay)
-        losses.append(loss)
+        return apply_updates(params, updates, lr=lr, weight_decay=weight_decay), state
+
+    def step(
+        loss_fn: LossFn, advance: Advance, params: Tensors, state: RuleState, arguments: tuple[Minibatch, ...]
+    ) -> tuple[Tensor, Tensors, RuleState]:
+        loss, grads = _value_and_grad(loss_fn, params, arguments, first_order=first_order)
+        return loss, *advance(params, state, grads)
+
+    flat = FlatSteps(loss_fn, advance, step, first_order=first_order) if flat_memory else None
+    losses: list[Tensor] = []
+    given = _arguments(batches, steps)
+    while len(losses) < steps:
+        if flat is None:
+            loss, params, state = step(loss_fn, advance, params, state, next(given))
+            losses.append(loss)
+        elif not losses:
+            loss, params, state = flat.watched(params, state, next(given))
+            losses.append(loss)
+        else:
+            more, params, state = flat.recomputed(params, state, [*islice(given, int(flat_memory))])
+            losses.extend(more)
     return Unrolled(params, state, torch.stack(losses) if losses else torch.empty(0))
+
+
+def _arguments(batches: Iterable[Minibatch] | None, steps: int) -> Iterator[tuple[Minibatch, ...]]:
+    """What each step's loss is given beside the parameters."""
+    stream = None if batches is None else iter(batches)
+    for k in range(steps):
+        if stream is None:
+            yield ()
+            continue
+        try:
+            batch = next(stream)
+        except StopIteration:
+            raise ValueError(f"unroll: batches ended after {k} of {steps} steps") from None
+        yield (batch,)
 
 
 def _value_and_grad(

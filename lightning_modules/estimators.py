@@ -80,6 +80,7 @@ class TruncatedBackpropagation(Estimator):
         teacher: A rule to imitate, see `Imitating`.
         clip: The largest norm of a single problem's meta-gradient; longer ones are shortened to it before the mean over
             problems, and those that are not finite are left out. Without ``coordinates`` and ``teacher``.
+        flat_memory: Recomputes steps in the backward pass, see `unroll`.
 
     Source: Andrychowicz et al. 2016, section 2; ``clip``: our own.
     """
@@ -92,9 +93,11 @@ class TruncatedBackpropagation(Estimator):
         coordinates: int | None = None,
         teacher: Rule | None = None,
         clip: float | None = None,
+        flat_memory: bool | int = False,
     ) -> None:
         super().__init__(rule)
         self.first_order, self.coordinates, self.teacher, self.clip = first_order, coordinates, teacher, clip
+        self.flat_memory = flat_memory
 
     def start(self, instances: Instances) -> Carried:
         carried = super().start(instances)
@@ -127,7 +130,7 @@ class TruncatedBackpropagation(Estimator):
             update = imitating = Imitating(update, self.teacher)
             theirs = RuleState(carried["teacher_per_param"], carried["teacher_shared"])
             state = torch.vmap(imitating.extend)(state, params, theirs)
-        result = instances.run(update, params, state, steps, first_order=self.first_order)
+        result = instances.run(update, params, state, steps, first_order=self.first_order, flat_memory=self.flat_memory)
 
         loss = objective(result.losses[:, 1:], carried["first"], steps).mean()
         state, more = result.state, {}
@@ -156,7 +159,9 @@ class TruncatedBackpropagation(Estimator):
             name: p.detach().expand(len(instances), *p.shape).clone().requires_grad_()
             for name, p in self.rule.named_parameters()
         }
-        result = instances.run(self.rule, params, state, steps, first_order=self.first_order, phi=phi)
+        result = instances.run(
+            self.rule, params, state, steps, first_order=self.first_order, phi=phi, flat_memory=self.flat_memory
+        )
         values = objective(result.losses[:, 1:], first, steps)  # (I,)
         each = torch.autograd.grad(values.sum(), [*phi.values()], allow_unused=True, materialize_grads=True)
         norms = torch.cat([grad.reshape(len(grad), -1) for grad in each], dim=1).norm(dim=1)

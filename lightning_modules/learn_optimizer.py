@@ -66,6 +66,8 @@ class LearnedOptimizerModule(pl.LightningModule):
         clip: The largest norm that a single problem's meta-gradient may have: longer ones are shortened to it before
             they are averaged, and those that are not finite left out, so that a few unstable problems do not drown the
             others. Not with ``coordinates`` or ``teacher`` (truncated).
+        flat_memory: Recomputes steps in the backward pass, so that memory hardly grows with the window, but for
+            parameters and states at every step, or at every n-th for a number n; see `unroll` (truncated).
         teacher: A rule to imitate, such as ``AdamRule(0.02)`` (truncated), see `learned_optim.imitation`.
         teacher_weight: What the mean relative distance to its steps counts for, beside the loss.
         teacher_epochs: The weight falls to zero over so many epochs; 0 keeps it.
@@ -117,6 +119,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         first_order: bool = True,
         coordinates: int | None = None,
         clip: float | None = None,
+        flat_memory: bool | int = False,
         teacher: Rule | None = None,
         teacher_weight: float = 1.0,
         teacher_epochs: int = 0,
@@ -161,7 +164,14 @@ class LearnedOptimizerModule(pl.LightningModule):
             raise ValueError("LearnedOptimizerModule: family is an empty list; give at least one")
         self.rule = rule or LSTMRule()
         self.estimator = _estimator(
-            self.rule, estimator, first_order=first_order, coordinates=coordinates, clip=clip, teacher=teacher, std=std
+            self.rule,
+            estimator,
+            first_order=first_order,
+            coordinates=coordinates,
+            clip=clip,
+            flat_memory=flat_memory,
+            teacher=teacher,
+            std=std,
         )
         self.curriculum, self.window, self.instances = Curriculum(horizons, patience), window, instances
         self.objective, self.floor = objective, float(floor)
@@ -374,6 +384,7 @@ def _estimator(
     first_order: bool,
     coordinates: int | None,
     clip: float | None,
+    flat_memory: bool | int,
     teacher: Rule | None,
     std: float,
 ) -> Estimator:
@@ -386,14 +397,23 @@ def _estimator(
         if coordinates is not None or teacher is not None:
             raise ValueError(f"{who}: clip cannot be combined with coordinates or teacher")
     if name == "evolution":
-        if teacher is not None or coordinates is not None or clip is not None or not first_order:
-            raise ValueError(f"{who}: teacher, coordinates, clip and first_order=False need estimator='truncated'")
+        if teacher is not None or coordinates is not None or clip is not None or flat_memory or not first_order:
+            raise ValueError(
+                f"{who}: teacher, coordinates, clip, flat_memory and first_order=False need estimator='truncated'"
+            )
         if not (math.isfinite(std) and std > 0):
             raise ValueError(f"{who}: std must be finite and > 0, got {std}")
         return PersistentEvolution(rule, std=std)
     if coordinates is not None and not first_order:
         raise ValueError(f"{who}: coordinates needs first_order=True, where coordinates are independent")
-    return TruncatedBackpropagation(rule, first_order=first_order, coordinates=coordinates, teacher=teacher, clip=clip)
+    return TruncatedBackpropagation(
+        rule,
+        first_order=first_order,
+        coordinates=coordinates,
+        teacher=teacher,
+        clip=clip,
+        flat_memory=flat_memory,
+    )
 
 
 def _logs(losses: Tensor, first: Tensor, floor: float) -> Tensor:

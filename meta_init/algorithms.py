@@ -34,11 +34,13 @@ class Options(TypedDict, total=False):
         loss: Of prediction and target; by default `supervised_loss`.
         strategy: How tasks are batched.
         compile: Whether the meta-gradient is compiled as one function.
+        flat_memory: Whether inner steps are recomputed in the backward pass.
     """
 
     loss: Callable[[Any, Tensor], Tensor]
     strategy: str
     compile: bool
+    flat_memory: bool | int
 
 
 def reptile_objective(initial: Tensors, adapted: Tensors, query_loss: Tensor) -> Tensor:

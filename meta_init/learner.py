@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -128,9 +128,12 @@ class MetaLearner(nn.Module):
             tasks of each size, which takes seconds to minutes; ``compiled.seconds`` tells. Results are those of
             ``compile=False`` within rounding; the gradient cannot be differentiated any further. `evaluate` and `adapt`
             are not compiled. Without a compiler the traced graph itself is run, with a warning.
+        flat_memory: Recomputes inner steps in the backward pass, so that memory hardly grows with K; see `unroll`. Not
+            with ``compile``, which would undo it, nor with ``step_weights``, for which all query losses are kept.
 
     Raises:
-        ValueError: Nothing to adapt, ``steps`` below 1, weights of another number than K, or an unknown strategy.
+        ValueError: Nothing to adapt, ``steps`` below 1, weights of another number than K, an unknown strategy, or
+            options that exclude each other.
 
     Source: multi-step loss: Antoniou et al. 2019 (MAML++), section 4.
     """
@@ -149,13 +152,17 @@ class MetaLearner(nn.Module):
         step_weights: Sequence[float] | None = None,
         strategy: str = "auto",
         compile: bool = False,
+        flat_memory: bool | int = False,
     ) -> None:
         super().__init__()
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise ValueError(f"MetaLearner: steps must be a whole number >= 1, got {steps!r}")
         if strategy not in STRATEGIES:
             raise ValueError(f"MetaLearner: unknown strategy {strategy!r}; there are {STRATEGIES}")
+        if compile and flat_memory:
+            raise ValueError("MetaLearner: compile and flat_memory exclude each other; take one of them")
         trainable(model, adapts)
+        self.flat_memory = flat_memory
         self.model = model
         self.rule = rule
         self.loss = loss
@@ -180,6 +187,8 @@ class MetaLearner(nn.Module):
     def step_weights(self, weights: Sequence[float] | None) -> None:
         if weights is not None and len(weights) != self.steps:
             raise ValueError(f"MetaLearner: step_weights must hold {self.steps} numbers, one a step, got {weights}")
+        if weights is not None and self.flat_memory:
+            raise ValueError("MetaLearner: step_weights keep every step's query loss; they need flat_memory=False")
         self._step_weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
@@ -308,12 +317,25 @@ class MetaLearner(nn.Module):
     def _unroll(self, params: Tensors, state: RuleState, batches: list[Batch], buffers: Tensors) -> Unrolled:
         """One step on each of the batches."""
 
+        flat_memory = self.flat_memory if torch.is_grad_enabled() else False
+
         def loss(theta: Tensors, batch: Batch) -> Tensor:
-            value: Tensor = self.loss(self.predict(theta, _copies(buffers), batch.x), batch.y)
+            # What is recomputed is so when the context around all tasks has been left.
+            with _adaptable(self.model) if flat_memory else nullcontext():
+                value: Tensor = self.loss(self.predict(theta, _copies(buffers), batch.x), batch.y)
             return value
 
         steps = len(batches)
-        return unroll(self.rule, loss, params, state, steps=steps, batches=batches, first_order=self.first_order)
+        return unroll(
+            self.rule,
+            loss,
+            params,
+            state,
+            steps=steps,
+            batches=batches,
+            first_order=self.first_order,
+            flat_memory=flat_memory,
+        )
 
     def _steps(self, steps: int | None) -> int:
         if steps is None:
