@@ -38,7 +38,7 @@ def friedman(generator: torch.Generator, *, outliers: float = 0.0) -> Pair:
         generator: Draws.
         outliers: The probability of a y to be off by 10 standard deviations, on average.
 
-    Source: Friedman 1991, section 4.3, without its five inputs that do not matter, and brought to mean 0 and variance 1.
+    Source: Friedman 1991, section 4.3, without its five inputs that do not matter, and with mean 0 and variance 1.
     """
     x = torch.rand(512, 5, generator=generator)
     y = 10 * torch.sin(torch.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5).square() + 10 * x[:, 3] + 5 * x[:, 4]
@@ -67,7 +67,7 @@ def oscillation(generator: torch.Generator) -> Pair:
     """A damped oscillation, measured 40 times with errors of 0.02: times and values of shape (40, 1)."""
     truth = Oscillator()
     with torch.no_grad():
-        truth.theta += 0.4 * torch.randn(4, generator=generator)
+        truth.theta.add_(0.4 * torch.randn(4, generator=generator))
         times = torch.linspace(0, 10, 40).unsqueeze(1)
         return times, truth(times) + 0.02 * torch.randn(40, 1, generator=generator)
 
@@ -124,8 +124,10 @@ def _adding() -> ProblemFamily:
     return NetworkProblems(partial(recurrent, 16, size=2, outputs=1), adding, batch_size=32)
 
 
-def _digits(model: Callable[[], nn.Module], **options: Callable[[Tensor, Tensor], Tensor]) -> ProblemFamily:
-    return ImageClassification("digits", model, pool=4, batch_size=64, **options)
+def _digits(
+    model: Callable[[], nn.Module], loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+) -> ProblemFamily:
+    return ImageClassification("digits", model, loss=loss, pool=4, batch_size=64)
 
 
 def _conv() -> ProblemFamily:
