@@ -83,7 +83,8 @@ COLLECTIONS = {
     "corpus": Collection(
         title="The corpus",
         text="New functions of the families of the synthetic corpus, on others of which\n"
-        "`hierarchical RNN (hierarchical)` was trained: see `learned_optim/problems/corpus.py`. Counts are of functions.",
+        "`hierarchical RNN (hierarchical)` was trained: see\n"
+        "`learned_optim/problems/corpus.py`. Counts are of functions.",
         folder="corpus",
         picture="corpus.png",
         problems={name: f"corpus-{name}" for name in CORPUS},
@@ -196,12 +197,12 @@ def page(results: Mapping[str, Mapping[str, RaceResult]]) -> str:
     lines = [
         "# The zoo and the corpus",
         "",
-        "Made by `python docs/examples/zoo.py table` from the files beside this page. Optimizers that are not tuned are",
-        "compared with Adam, whose learning rate and beta1 did best on other problems of the same family. A number is a",
-        "final training loss, the mean over the last tenth of the steps, in units of tuned Adam's on the same problem:",
-        "below 1 is better. They are geometric means, over test problems and then over families, with 95 % intervals.",
-        "A loss counts as at least a thousandth of the initial loss, and as at most a thousand times it; one that is not",
-        "finite counts as the latter.",
+        "Made by `python docs/examples/zoo.py table` from the files beside this page. Optimizers that are not tuned",
+        "are compared with Adam, whose learning rate and beta1 did best on other problems of the same family. A number",
+        "is a final training loss, the mean over the last tenth of the steps, in units of tuned Adam's on the same",
+        "problem: below 1 is better. They are geometric means, over test problems and then over families, with 95 %",
+        "intervals. A loss counts as at least a thousandth of the initial loss, and as at most a thousand times it;",
+        "one that is not finite counts as the latter.",
     ]
     longer: dict[str, RaceResult] = {}
     for what, among in COLLECTIONS.items():
