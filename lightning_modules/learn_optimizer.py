@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from learned_optim import LSTMRule, Rule
 from learned_optim.instances import Instances
-from learned_optim.problems import ProblemFamily, Quadratics
+from learned_optim.problems import Families, ProblemFamily, Quadratics
 from learned_optim.seeds import seeded
 from lightning_modules.curriculum import Curriculum
 from lightning_modules.data import TaskLoader
@@ -103,7 +103,8 @@ class LearnedOptimizerModule(pl.LightningModule):
 
     def __init__(
         self,
-        family: ProblemFamily | Sequence[ProblemFamily] | None = None,
+        # Families is a sequence, and named so that configuration files can call what makes one.
+        family: ProblemFamily | Families | Sequence[ProblemFamily] | None = None,
         rule: Rule | None = None,
         *,
         horizon: int = 100,

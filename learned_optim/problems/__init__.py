@@ -1,6 +1,7 @@
 """Families of problems to train and test optimizers on."""
 
-from learned_optim.problems.base import Problem, ProblemFamily
+from learned_optim.problems.base import Families, Problem, ProblemFamily
+from learned_optim.problems.corpus import CORPUS, synthetic_corpus
 from learned_optim.problems.drawn_data import GaussianClasses, SineCurves
 from learned_optim.problems.images import ImageClassification
 from learned_optim.problems.named import PROBLEMS
@@ -9,11 +10,15 @@ from learned_optim.problems.networks import conv_net, mlp, recurrent, res_net, t
 from learned_optim.problems.quadratics import Quadratics
 from learned_optim.problems.synthetic import Bowls, Rosenbrock
 from learned_optim.problems.wrappers import ConvexMix, NoisyGradients, Rescaled, SparseGradients, Transformed
+from learned_optim.problems.zoo import ZOO
 
 __all__ = [
+    "CORPUS",
     "PROBLEMS",
+    "ZOO",
     "Bowls",
     "ConvexMix",
+    "Families",
     "GaussianClasses",
     "ImageClassification",
     "NetworkProblems",
@@ -30,5 +35,6 @@ __all__ = [
     "mlp",
     "recurrent",
     "res_net",
+    "synthetic_corpus",
     "transformer",
 ]

@@ -41,3 +41,7 @@ class ProblemFamily(ABC):
     def test_loss(self, params: Tensors) -> Tensor | None:
         """The loss on data that no batch holds, where the family has such data."""
         return None
+
+
+class Families(tuple[ProblemFamily, ...]):
+    """Several families, as what a function makes that configuration files name."""

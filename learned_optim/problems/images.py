@@ -21,6 +21,7 @@ class ImageClassification(NetworkProblems):
             `test_loss` uses the other.
         model: Makes a fresh network; called under a seed, so that its initialisation belongs to the problem.
         batch_size: Images per batch, drawn with replacement (the paper: 128).
+        loss: Another than cross-entropy, see `NetworkProblems`; targets are labels.
         pool: Images are averaged over squares of so many pixels a side, before anything else: small problems, on which
             meta-training is cheap. The network must fit what is left.
         start_std: See `NetworkProblems`.
@@ -35,6 +36,7 @@ class ImageClassification(NetworkProblems):
         images: ImageSet | str,
         model: Callable[[], nn.Module] = mlp,
         *,
+        loss: nn.Module | Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         batch_size: int = 128,
         pool: int = 1,
         start_std: float | None = None,
@@ -46,7 +48,7 @@ class ImageClassification(NetworkProblems):
         super().__init__(
             model,
             (self.images.train_x, self.images.train_y),
-            loss=F.cross_entropy,
+            loss=loss,
             batch_size=batch_size,
             held_out=(self.images.test_x, self.images.test_y),
             start_std=start_std,

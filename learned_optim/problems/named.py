@@ -8,11 +8,13 @@ from functools import partial
 from torch import nn
 
 from learned_optim.problems.base import ProblemFamily
+from learned_optim.problems.corpus import CORPUS
 from learned_optim.problems.images import ImageClassification
 from learned_optim.problems.networks import conv_net, mlp, recurrent, res_net, transformer
 from learned_optim.problems.quadratics import Quadratics
 from learned_optim.problems.synthetic import Bowls, Rosenbrock
 from learned_optim.problems.wrappers import ConvexMix, NoisyGradients, Rescaled, SparseGradients, Transformed
+from learned_optim.problems.zoo import ADDED
 
 _NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mlp": mlp,
@@ -60,6 +62,8 @@ PROBLEMS: dict[str, Callable[[], ProblemFamily]] = {
     "digits-mlp": partial(_images, "digits", mlp),
     **{f"{name}-conv": partial(_images, name, _cifar_conv(classes)) for name, classes in _CIFAR.items()},
     "cifar10-resnet": partial(_images, "cifar10", partial(res_net, size=32, colours=3)),
+    **ADDED,
+    **{f"corpus-{name}": family for name, family in CORPUS.items()},
 }
 """Families by name; nothing is read before one is called, and then what it needs of `learned_optim.data.IMAGE_SETS`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from learned_optim.checkpoint import load_checkpoint, read_guard
-from learned_optim.optimizers import LSTMOptimizer, MetaSGD
+from learned_optim.optimizers import HierarchicalRNNOptimizer, LSTMOptimizer, MetaSGD
 from learned_optim.race.errors import RaceError
 from learned_optim.race.training import MakeOptimizer
+from learned_optim.rule import Rule
 from learned_optim.rule_optimizer import RuleOptimizer
-from learned_optim.rules import LSTMRule, MetaSGDRule
+from learned_optim.rules import HierarchicalRNNRule, LSTMRule, MetaSGDRule
 
 
 def third_decades(low: float, high: float) -> tuple[float, ...]:
@@ -101,11 +102,12 @@ def _of_checkpoint(params: Any, *, checkpoint: str) -> Optimizer:
     return RuleOptimizer(params, rule, guard=read_guard(checkpoint) or False)
 
 
-def _lstm(checkpoint: str) -> Entrant:
+def _named(kind: str, title: str, needed: type[Rule], make: MakeOptimizer, checkpoint: str) -> Entrant:
     rule = load_checkpoint(checkpoint)
-    if not isinstance(rule, LSTMRule):
-        raise RaceError(f"lstm:{checkpoint} holds no LSTMRule but a {type(rule).__name__}; use rule:{checkpoint}")
-    return Entrant(f"LSTM ({checkpoint})", partial(LSTMOptimizer, checkpoint=checkpoint), hand_designed=False)
+    if not isinstance(rule, needed):
+        found = f"holds no {needed.__name__} but a {type(rule).__name__}"
+        raise RaceError(f"{kind}:{checkpoint} {found}; use rule:{checkpoint}")
+    return Entrant(f"{title} ({checkpoint})", partial(make, checkpoint=checkpoint), hand_designed=False)
 
 
 def _rule(checkpoint: str) -> Entrant:
@@ -113,17 +115,21 @@ def _rule(checkpoint: str) -> Entrant:
     return Entrant(f"{kind} ({checkpoint})", partial(_of_checkpoint, checkpoint=checkpoint), hand_designed=False)
 
 
-LEARNED = {"lstm": _lstm, "rule": _rule}
-"""What can be made of a checkpoint: ``lstm:NAME`` by `LSTMOptimizer`, ``rule:NAME`` whatever its rule is; with the
-guard that it has by default."""
+LEARNED: dict[str, Callable[[str], Entrant]] = {
+    "lstm": partial(_named, "lstm", "LSTM", LSTMRule, LSTMOptimizer),
+    "hierarchical": partial(_named, "hierarchical", "hierarchical RNN", HierarchicalRNNRule, HierarchicalRNNOptimizer),
+    "rule": _rule,
+}
+"""What can be made of a checkpoint: ``lstm:NAME`` by `LSTMOptimizer`, ``hierarchical:NAME`` by
+`HierarchicalRNNOptimizer`, ``rule:NAME`` whatever its rule is; with the guard that it has by default."""
 
 
 def entrant(name: str) -> Entrant:
     """The optimizer of a name.
 
     Args:
-        name: A key of `BASELINES`, with ``@RATE`` behind it for a fixed learning rate; or ``lstm:NAME`` or
-            ``rule:NAME`` for a checkpoint, bundled or a file.
+        name: A key of `BASELINES`, with ``@RATE`` behind it for a fixed learning rate; or ``lstm:NAME``,
+            ``hierarchical:NAME`` or ``rule:NAME`` for a checkpoint, bundled or a file.
 
     Raises:
         RaceError: There is no such optimizer, or no such rate.
@@ -136,7 +142,7 @@ def entrant(name: str) -> Entrant:
     if base not in BASELINES:
         raise RaceError(
             f"unknown optimizer {name!r}; there are {', '.join(BASELINES)} (with a fixed learning rate: adam@0.01), "
-            "and lstm:NAME and rule:NAME for a checkpoint"
+            "and lstm:NAME, hierarchical:NAME and rule:NAME for a checkpoint"
         )
     if not has_rate:
         return BASELINES[base]

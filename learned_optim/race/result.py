@@ -158,12 +158,28 @@ class RaceResult:
         """
         if self.best is None or not all(loss > 0 for loss in self.initial):
             return None
-        logs = [
-            math.log(_floored(own, start)) - math.log(_floored(best, start))
-            for own, best, start in zip(entry.final, self.entry(self.best).final, self.initial, strict=True)
-        ]
+        logs = self.log_ratios(entry, self.entry(self.best))
         mean, low, high = Interval.of(logs)
         return Interval(math.exp(mean), math.exp(low), math.exp(high))
+
+    def log_ratios(self, entry: Entry, to: Entry, *, ceiling: float = math.inf) -> list[float]:
+        """For each seed the logarithm of an entry's final loss over another's.
+
+        Args:
+            entry: Whose loss is above the line.
+            to: Whose loss is below it.
+            ceiling: In units of the initial loss, what a final loss counts as at most, and one that is not finite.
+
+        Returns:
+            Logarithms; both losses are floored as in `ratio`.
+
+        Raises:
+            ValueError: An initial loss is not positive.
+        """
+        return [
+            math.log(_bounded(own, start, ceiling)) - math.log(_bounded(other, start, ceiling))
+            for own, other, start in zip(entry.final, to.final, self.initial, strict=True)
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values: all fields, numbers that are not finite as strings, and a summary of means and intervals."""
@@ -201,8 +217,8 @@ def load_result(path: str | os.PathLike[str]) -> RaceResult:
         raise RaceError(f"{path} holds no race ({type(error).__name__}: {error})") from error
 
 
-def _floored(loss: float, initial: float) -> float:
-    return max(loss, FLOOR * initial) if math.isfinite(loss) else math.inf
+def _bounded(loss: float, initial: float, ceiling: float) -> float:
+    return min(max(loss, FLOOR * initial), ceiling * initial) if math.isfinite(loss) else ceiling * initial
 
 
 def _six_digits(interval: Interval) -> dict[str, float]:
