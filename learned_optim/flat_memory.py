@@ -5,49 +5,50 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
-from torch.func import grad, grad_and_value, jvp, vjp
+from torch.func import grad, jvp, vjp
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from learned_optim.captured import Captured
 from learned_optim.types import LossFn, Minibatch, RuleState, Tensors
 
+ValueAndGrad: TypeAlias = Callable[[LossFn, Tensors, tuple[Minibatch, ...]], tuple[Tensor, Tensors]]
+"""``value_and_grad(loss_fn, params, arguments)``."""
+
 Advance: TypeAlias = Callable[[Tensors, RuleState, Tensors], tuple[Tensors, RuleState]]
 """``advance(params, state, grads)``: the parameters and the state after a step."""
-
-Step: TypeAlias = Callable[[Tensors, RuleState, tuple[Minibatch, ...]], tuple[Tensor, Tensors, RuleState]]
-"""``step(params, state, arguments)``: the loss before it, and the parameters and the state after it."""
 
 
 class FlatSteps:
     """Steps whose memory is that of the parameters and states at some of their boundaries.
 
-    The backward pass goes from boundary to boundary: it computes each step's gradient g anew, pulls what it is given
-    back through the rule, to (theta, h, phi) and to g as c, and from there through the gradient by the product of the
-    second derivatives of the loss with c, as the directional derivative of the gradient along c: forward over reverse,
-    which stores nothing but the layers of a single evaluation.
+    The backward pass goes from boundary to boundary. It pulls what it is given back through the rule, to (theta, h,
+    phi) and to the gradient g as c, and from there by the product of the second derivatives of the loss with c, as the
+    directional derivative of the gradient along c: forward over reverse, which stores nothing but the layers of a
+    single evaluation.
 
     The first step is taken in the ordinary way, to see which tensors the functions use that they are not given, such as
     phi. They must be functions of their arguments and these: with the same ones, the same results. Torch's own random
-    numbers are drawn again as they were.
+    numbers, which the loss may use, are drawn again as they were.
 
     Args:
         loss_fn: As in `unroll`.
+        value_and_grad: How loss and gradients are computed in the ordinary way.
         advance: The rest of the step, once the gradients are known.
-        step: The whole of it, in the ordinary way, for a loss function and the rest of a step.
         first_order: See `unroll`.
 
     Source: Griewank 1992 (recomputation); Kemaev et al. 2025, "Scalable meta-learning via mixed-mode differentiation"
     (forward over reverse for meta-gradients).
     """
 
-    def __init__(self, loss_fn: LossFn, advance: Advance, step: Callable[..., Any], *, first_order: bool) -> None:
-        self.loss_fn, self.advance, self.step, self.first_order = loss_fn, advance, step, first_order
+    def __init__(self, loss_fn: LossFn, value_and_grad: ValueAndGrad, advance: Advance, *, first_order: bool) -> None:
+        self.loss_fn, self.value_and_grad, self.advance = loss_fn, value_and_grad, advance
+        self.first_order = first_order
         self.of_loss, self.of_advance = Captured(), Captured()
         self.drawn: list[Tensor] = []  # where the random numbers were at the last segment
         self._forward_mode = True
@@ -60,22 +61,19 @@ class FlatSteps:
         def loss_fn(*args: Any) -> Tensor:
             return self.of_loss.watch(self.loss_fn, *args)
 
-        def advance(*args: Any) -> tuple[Tensors, RuleState]:
-            return self.of_advance.watch(self.advance, *args)
-
-        result: tuple[Tensor, Tensors, RuleState] = self.step(loss_fn, advance, params, state, arguments)
-        return result
+        loss, grads = self.value_and_grad(loss_fn, params, arguments)
+        return loss, *self.of_advance.watch(self.advance, params, state, grads)
 
     def second(
         self, loss: Callable[..., Tensor], params: Tensors, chosen: list[Tensor], along: Tensors
-    ) -> tuple[Tensors, list[Tensor]]:
-        """The second derivatives of ``loss(params, chosen)``, by params and by either, times ``along``."""
+    ) -> tuple[list[Tensor], tuple[Tensors, list[Tensor]]]:
+        """The gradient of ``loss(params, chosen)`` by chosen, and its second derivatives by params and by either, times
+        ``along``."""
+        gradient = grad(loss, argnums=(0, 1))
         if self._forward_mode:
             try:
-                found: tuple[Tensors, list[Tensor]] = jvp(
-                    lambda params: grad(loss, argnums=(0, 1))(params, chosen), (params,), (along,)
-                )[1]
-                return found
+                now, along_it = jvp(lambda params: gradient(params, chosen), (params,), (along,))[:2]
+                return now[1], along_it
             except NotImplementedError as error:
                 warnings.warn(
                     f"flat_memory: the loss has no forward-mode derivative; each step goes through the graph of its "
@@ -83,9 +81,8 @@ class FlatSteps:
                     stacklevel=2,
                 )
                 self._forward_mode = False
-        pull = vjp(grad(loss), params, chosen)[1]
-        found = pull(along)
-        return found
+        now, pull = vjp(gradient, params, chosen)[:2]
+        return now[1], pull((along, [torch.zeros_like(value) for value in now[1]]))
 
     def recomputed(
         self, params: Tensors, state: RuleState, arguments: Sequence[tuple[Minibatch, ...]]
@@ -97,7 +94,7 @@ class FlatSteps:
         outputs = _Recomputed.apply(  # type: ignore[no-untyped-call]
             segment, *[leaf for leaf in leaves if isinstance(leaf, Tensor)]
         )
-        losses, params, state = tree_unflatten(list(outputs), segment.result)
+        losses, params, state = tree_unflatten(list(outputs[: segment.result.num_leaves]), segment.result)
         return losses, params, RuleState(*state)
 
 
@@ -121,18 +118,18 @@ class _Segment:
         params, state, arguments, held = tree_unflatten(leaves, self.structure)
         return params, RuleState(*state), arguments, held
 
-    def taken(self, params: Tensors, state: RuleState, arguments: Any, held: Any) -> tuple[Tensor, Tensors, RuleState]:
-        """A step, without a graph."""
+    def gradient(self, params: Tensors, arguments: Any, held: Any) -> tuple[Tensor, Tensors]:
+        """Loss and gradients."""
         steps = self.steps
 
         def loss_fn(*args: Any) -> Tensor:
             return steps.of_loss.call(steps.loss_fn, held[0], *args)
 
-        def advance(*args: Any) -> tuple[Tensors, RuleState]:
-            return steps.of_advance.call(steps.advance, held[1], *args)
+        return steps.value_and_grad(loss_fn, params, arguments)
 
-        result: tuple[Tensor, Tensors, RuleState] = steps.step(loss_fn, advance, params, state, arguments)
-        return result
+    def advanced(self, params: Tensors, state: RuleState, grads: Tensors, held: Any) -> tuple[Tensors, RuleState]:
+        """Parameters and state after a step."""
+        return self.steps.of_advance.call(self.steps.advance, held[1], params, state, grads)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -141,92 +138,117 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(segment: _Segment, *tensors: Tensor) -> tuple[Tensor, ...]:
         params, state, arguments, held = segment.parts(tensors)
-        losses = []
-        for given in arguments:
-            loss, params, state = segment.taken(params, state, given, held)
+        losses, all_grads = [], []
+        for own in arguments:
+            loss, grads = segment.gradient(params, own, held)
+            params, state = segment.advanced(params, state, grads, held)
             losses.append(loss)
+            all_grads.append(grads)
         leaves, segment.result = tree_flatten((losses, params, tuple(state)))
         # What is handed on as it came would be an input and an output at once.
         given = {id(tensor) for tensor in tensors}
-        return tuple(leaf.clone() if id(leaf) in given else leaf for leaf in leaves)
+        # A single step's gradients are kept; nothing can be pulled back before they are known.
+        kept = list(all_grads[0].values()) if len(arguments) == 1 else []
+        return *[leaf.clone() if id(leaf) in given else leaf for leaf in leaves], *kept
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.segment = inputs[0]  # type: ignore[attr-defined]
-        ctx.save_for_backward(*inputs[1:])
-        ctx.mark_non_differentiable(*[leaf for leaf in output if not _smooth(leaf)])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.segment = segment = inputs[0]
+        kept = output[segment.result.num_leaves :]
+        ctx.save_for_backward(*inputs[1:], *kept)
+        ctx.mark_non_differentiable(*kept, *[leaf for leaf in output if not _smooth(leaf)])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         segment: _Segment = ctx.segment
-        params, state, arguments, held = segment.parts(ctx.saved_tensors)
+        inputs = len(segment.places)
+        params, state, arguments, held = segment.parts(ctx.saved_tensors[:inputs])
         *_, arguments_need, held_need = segment.parts(ctx.needs_input_grad[1:])
-        of_losses, *towards = tree_unflatten(list(cotangents), segment.result)
+        of_losses, *towards = tree_unflatten(list(cotangents[: segment.result.num_leaves]), segment.result)
         with segment.surroundings.again(), segment.random.again():
             boundaries = []
-            for given in arguments:
-                boundaries.append((params, state, segment.random.now()))
-                if len(boundaries) < len(arguments):
-                    _, params, state = segment.taken(params, state, given, held)
+            if len(arguments) == 1:
+                grads = dict(zip(params, ctx.saved_tensors[inputs:], strict=True))
+                boundaries.append((params, state, grads, segment.random.start))
+            else:
+                for own in arguments:
+                    then = segment.random.now()
+                    grads = segment.gradient(params, own, held)[1]
+                    boundaries.append((params, state, grads, then))
+                    if len(boundaries) < len(arguments):
+                        params, state = segment.advanced(params, state, grads, held)
             of_arguments, of_held = [], (None, None)
-            for given, need, of_loss in zip(arguments[::-1], arguments_need[::-1], of_losses[::-1], strict=True):
-                params, state, then = boundaries.pop()
-                found = _pulled_back(segment, params, state, given, held, (need, *held_need), (of_loss, *towards), then)
-                *towards, of_given, by_loss, by_advance = found
-                of_arguments.append(of_given)
+            for own, need, of_loss in zip(arguments[::-1], arguments_need[::-1], of_losses[::-1], strict=True):
+                params, state, grads, then = boundaries.pop()
+                segment.random.back(then)
+                step = _Pullback(segment.steps, (params, state, grads), (own, *held), (need, *held_need))
+                *towards, of_own, by_loss, by_advance = step(of_loss, *towards)
+                of_arguments.append(of_own)
                 of_held = _sum(of_held[0], by_loss), _sum(of_held[1], by_advance)
-        grads = tree_leaves((*towards, of_arguments[::-1], of_held))
-        return None, *[grads[place] for place in segment.places]
+        found = tree_leaves((*towards, of_arguments[::-1], of_held))
+        return None, *[found[place] for place in segment.places]
 
 
-def _pulled_back(
-    segment: _Segment,
-    params: Tensors,
-    state: RuleState,
-    arguments: Any,
-    held: Any,
-    needs: tuple[Any, Any, Any],
-    towards: tuple[Tensor, Any, Any],
-    then: Any,
-) -> tuple[Any, Any, Any, Any, Any]:
-    """Pulls ``towards``, of a step's loss, parameters and state, back to its parameters and state, its arguments, and
-    what its two functions capture. Where nothing can be pulled back to there is None."""
-    steps = segment.steps
-    in_loss, in_state = _Chosen((arguments, held[0]), (needs[0], needs[1])), _Chosen(tuple(state), None)
-    in_advance = _Chosen(held[1], needs[2])
+class _Pullback:
+    """From the derivatives by what a step has led to, to those by what it came from.
 
-    def loss(params: Tensors, chosen: list[Tensor]) -> Tensor:
-        arguments, values = in_loss.put(chosen)
-        return steps.of_loss.call(steps.loss_fn, values, params, *arguments)
+    Args:
+        steps: What it is a step of.
+        before: Parameters, state and gradients.
+        given: The step's arguments, and what its two functions capture.
+        needs: By which of these derivatives are wanted.
+    """
 
-    segment.random.back(then)
-    (grads, by_chosen), _ = grad_and_value(loss, argnums=(0, 1))(params, in_loss.chosen)
+    def __init__(
+        self, steps: FlatSteps, before: tuple[Tensors, RuleState, Tensors], given: tuple[Any, ...], needs: Any
+    ) -> None:
+        self.steps = steps
+        self.params, state, self.grads = before
+        self.state = _Chosen(tuple(state), None)
+        self.of_loss, self.of_advance = _Chosen(given[:2], needs[:2]), _Chosen(given[2], needs[2])
+        self.smooth: list[bool] = []
 
-    smooth: list[bool] = []
+    def loss(self, params: Tensors, chosen: list[Tensor]) -> Tensor:
+        arguments, values = self.of_loss.put(chosen)
+        return self.steps.of_loss.call(self.steps.loss_fn, values, params, *arguments)
 
-    def advance(grads: Tensors, params: Tensors, own: list[Tensor], chosen: list[Tensor]) -> list[Tensor]:
-        state, values = RuleState(*in_state.put(own)), in_advance.put(chosen)
-        leaves = tree_leaves(steps.of_advance.call(steps.advance, values, params, state, grads))
-        smooth[:] = map(_smooth, leaves)
-        return [leaf for leaf in leaves if _smooth(leaf)]
+    def advance(self, params: Tensors, own: list[Tensor], chosen: list[Tensor], grads: Tensors) -> list[Tensor]:
+        state, values = RuleState(*self.state.put(own)), self.of_advance.put(chosen)
+        leaves = tree_leaves(self.steps.of_advance.call(self.steps.advance, values, params, state, grads))
+        self.smooth = [_smooth(leaf) for leaf in leaves]
+        return [leaf for leaf, smooth in zip(leaves, self.smooth, strict=True) if smooth]
 
-    inputs = (params, in_state.chosen, in_advance.chosen)
-    if steps.first_order:
-        pull = vjp(lambda *inputs: advance(grads, *inputs), *inputs)[1]
-    else:
-        pull = vjp(advance, grads, *inputs)[1]
-    of_after = [leaf for leaf, kept in zip(tree_leaves(towards[1:]), smooth, strict=True) if kept]
-    *of_grads, of_params, of_state, of_advance = pull(of_after)
-    del pull  # and the graph with it, before the next one grows
+    def __call__(self, of_loss: Tensor, *of_after: Any) -> tuple[Any, Any, Any, Any, Any]:
+        """Derivatives by the parameters and the state before it, the arguments, and what the loss and the rest of the
+        step capture; where there is none stands None.
 
-    of_params = {name: value + towards[0] * grads[name] for name, value in of_params.items()}
-    of_loss = [towards[0] * value for value in by_chosen]
-    if not steps.first_order:
-        segment.random.back(then)
-        by_params, by_chosen = steps.second(loss, params, in_loss.chosen, of_grads[0])
-        of_params = {name: value + by_params[name] for name, value in of_params.items()}
-        of_loss = [value + more for value, more in zip(of_loss, by_chosen, strict=True)]
-    return of_params, in_state.spread(of_state), *in_loss.spread(of_loss), in_advance.spread(of_advance)
+        Args:
+            of_loss: Derivative by the loss.
+            of_after: By the parameters and the state after the step.
+        """
+        inputs = (self.params, self.state.chosen, self.of_advance.chosen)
+        if self.steps.first_order:
+            pull = vjp(partial(self.advance, grads=self.grads), *inputs)[1]
+        else:
+            pull = vjp(self.advance, *inputs, self.grads)[1]
+        towards = [leaf for leaf, smooth in zip(tree_leaves(of_after), self.smooth, strict=True) if smooth]
+        of_params, of_state, of_advance, *along = pull(towards)
+        del pull  # and the graph with it, before the next one grows
+
+        of_params = {name: value + of_loss * self.grads[name] for name, value in of_params.items()}
+        by_chosen: list[Tensor] = []
+        if along:
+            by_chosen, (more, more_chosen) = self.steps.second(self.loss, self.params, self.of_loss.chosen, along[0])
+            of_params = {name: value + more[name] for name, value in of_params.items()}
+            by_chosen = [of_loss * one + other for one, other in zip(by_chosen, more_chosen, strict=True)]
+        elif self.of_loss.chosen:
+            by_chosen = [of_loss * one for one in grad(self.loss, argnums=1)(self.params, self.of_loss.chosen)]
+        return (
+            of_params,
+            self.state.spread(of_state),
+            *self.of_loss.spread(by_chosen),
+            self.of_advance.spread(of_advance),
+        )
 
 
 class _Chosen:

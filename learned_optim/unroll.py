@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from learned_optim.flat_memory import Advance, FlatSteps
+from learned_optim.flat_memory import FlatSteps
 from learned_optim.guard import Guard, guarded
 from learned_optim.rule import apply_updates, oriented
 from learned_optim.types import LossFn, Minibatch, RuleState, Scalar, Tensors, Update
@@ -69,8 +70,8 @@ def unroll(
             first-order MAML do: no second derivatives. phi and theta_0 keep their own gradients.
         guard: Keeps the steps within a trust region. Its memory is added to the returned state.
         flat_memory: Recomputes the steps in the backward pass, so that memory holds a single one beside the parameters
-            and states at the boundaries of steps; with n, at every n-th, for one more evaluation of each step. See
-            `FlatSteps`.
+            and states at the boundaries of steps, and the gradients there; with n, parameters and states at every n-th
+            alone, for one more evaluation of each step. See `FlatSteps`.
 
     Raises:
         ValueError: ``steps`` is negative or no whole number, ``batches`` ends early, the loss is no scalar, or
@@ -86,18 +87,14 @@ def unroll(
         updates, state = update(oriented(grads, maximize=maximize), state, params)
         return apply_updates(params, updates, lr=lr, weight_decay=weight_decay), state
 
-    def step(
-        loss_fn: LossFn, advance: Advance, params: Tensors, state: RuleState, arguments: tuple[Minibatch, ...]
-    ) -> tuple[Tensor, Tensors, RuleState]:
-        loss, grads = _value_and_grad(loss_fn, params, arguments, first_order=first_order)
-        return loss, *advance(params, state, grads)
-
-    flat = FlatSteps(loss_fn, advance, step, first_order=first_order) if flat_memory else None
+    value_and_grad = partial(_value_and_grad, first_order=first_order)
+    flat = FlatSteps(loss_fn, value_and_grad, advance, first_order=first_order) if flat_memory else None
     losses: list[Tensor] = []
     given = _arguments(batches, steps)
     while len(losses) < steps:
         if flat is None:
-            loss, params, state = step(loss_fn, advance, params, state, next(given))
+            loss, grads = value_and_grad(loss_fn, params, next(given))
+            params, state = advance(params, state, grads)
             losses.append(loss)
         elif not losses:
             loss, params, state = flat.watched(params, state, next(given))
