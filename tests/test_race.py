@@ -217,6 +217,21 @@ def test_untuned_optimizers_have_the_defaults_of_torch():
     assert result.entries[-1].setting == {"lr": 0.02, "beta1": 0.9}
 
 
+def test_a_tuning_that_is_handed_over_is_not_done_again():
+    options = {"steps": 10, "seeds": 2, "tune": True, "tuning_seeds": 2}
+    runs = []
+    first = race("quadratics", ["adam", "sgd"], **options)
+    known = first.tunings(steps=10, tuning_seeds=(0, 1))
+    again = race(
+        "quadratics", ["adam", "sgd"], tunings=known, progress=lambda *told: runs.append(told), **options
+    )  # fmt: skip
+    assert len(runs) == 4
+    assert [(one.name, one.final, one.tuning) for one in again.entries] == [
+        (one.name, one.final, one.tuning) for one in first.entries
+    ]
+    assert first.tunings(steps=11, tuning_seeds=(0, 1)) == first.tunings(steps=10, tuning_seeds=(0, 2)) == {}
+
+
 def test_a_fixed_rate_is_not_tuned():
     result = race("quadratics", ["sgd@0.01", "adagrad"], steps=3, seeds=1, tune=True, tuning_seeds=1)
     assert [entry.tuning is None for entry in result.entries] == [True, False]

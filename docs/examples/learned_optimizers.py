@@ -7,9 +7,9 @@
 
 A ROW is a name below; ``all`` stands for every one. ``race`` lets a bundled checkpoint race all hand-designed
 optimizers, which are tuned on validation problems, on test problems that nothing was trained or tuned on, and writes
-docs/results/learned-optimizers/ROW.json and ROW.png. ``publish`` writes the trained optimizer that did best on
-validation problems as a bundled checkpoint. ``table`` makes the page from the races, and the cards of what was
-published.
+docs/results/learned-optimizers/ROW.json and ROW.png; a tuning that is there already is not done again. ``publish``
+writes the trained optimizer that did best on validation problems as a bundled checkpoint. ``table`` makes the page from
+the races, and the cards of what was published, to which the races of docs/examples/zoo.py belong too.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ ROWS = {
 
 def run(name: str, jobs: int) -> None:
     """Races one row and writes its files."""
-    row = ROWS[name]
+    row, file = ROWS[name], RESULTS / f"{name}.json"
+    tuned = range(row.tuning_seeds)
+    known = load_result(file).tunings(steps=row.steps, tuning_seeds=tuned) if file.exists() else {}
     with tqdm(desc=name, unit="run") as bar:
 
         def progress(what: str, done: int, planned: int) -> None:
@@ -113,12 +115,13 @@ def run(name: str, jobs: int) -> None:
             steps=row.steps,
             seeds=row.seeds,
             tune=True,
-            tuning_seeds=row.tuning_seeds,
+            tuning_seeds=tuned,
+            tunings=known,
             jobs=jobs,
             progress=progress,
             command=f"python docs/examples/learned_optimizers.py race {name}",
         )
-    result.save(RESULTS / f"{name}.json")
+    result.save(file)
     draw(result, RESULTS / f"{name}.png")
     print(table(result))
 

@@ -22,7 +22,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -106,26 +106,21 @@ def contest(
     """Races on one problem, and writes the file."""
     among = COLLECTIONS[what]
     file = path(what, name, steps, RUNS if validation else RESULTS)
-    adam, known = BASELINES["adam"], None
-    tuning_seeds = tuple(range(among.tuning_seeds))
+    tuned, known = range(among.tuning_seeds), {}
     for earlier in (path(what, name, steps), file):
-        if earlier.exists() and (found := load_result(earlier)).tuning_seeds == tuning_seeds:
-            known = found.entry(TUNED).tuning
-    if known is not None:
-        adam = replace(adam, setting=known.best.setting, ladders={})
+        if earlier.exists():
+            known |= load_result(earlier).tunings(steps=steps, tuning_seeds=tuned)
     result = race(
         among.problems[name],
-        [*learned, adam, *UNTUNED.values()],
+        [*learned, BASELINES["adam"], *UNTUNED.values()],
         steps=steps,
         seeds=VALIDATION if validation else among.seeds,
         tune=True,
-        tuning_seeds=tuning_seeds,
+        tuning_seeds=tuned,
+        tunings=known,
         jobs=jobs,
         command=command,
     )
-    if known is not None:
-        entries = tuple(replace(one, tuning=known) if one.name == TUNED else one for one in result.entries)
-        result = replace(result, tuning_seeds=tuning_seeds, entries=entries)
     result.save(file)
     return result
 

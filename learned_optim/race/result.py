@@ -149,6 +149,13 @@ class RaceResult:
                 return entry
         raise KeyError(name)
 
+    def tunings(self, *, steps: int, tuning_seeds: Sequence[int]) -> dict[str, Tuning]:
+        """What tuning has found, by names of optimizers, for `race` to take over; nothing where runs of other lengths
+        or other problems were tuned on."""
+        if (self.steps, self.tuning_seeds) != (steps, tuple(tuning_seeds)):
+            return {}
+        return {entry.name: entry.tuning for entry in self.entries if entry.tuning is not None}
+
     def ratio(self, entry: Entry) -> Interval | None:
         """Final loss in units of the best baseline's, geometric mean over seeds, with its interval.
 

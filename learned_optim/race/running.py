@@ -39,6 +39,7 @@ def race(
     seeds: int | Sequence[int] = 5,
     tune: bool = False,
     tuning_seeds: int | Sequence[int] = 3,
+    tunings: Mapping[str, Tuning] | None = None,
     window: int | None = None,
     jobs: int = 1,
     progress: Progress | None = None,
@@ -55,6 +56,8 @@ def race(
         seeds: Test problems, each an initialisation and its batches: their number or their seeds.
         tune: Whether optimizers that can be tuned are; else they run with torch's defaults.
         tuning_seeds: Validation problems: their number or their seeds.
+        tunings: By names of optimizers, what tuning them on these validation problems has found before; they are not
+            tuned again.
         window: Final losses are means over so many last steps, in tuning and in the report; by default a tenth.
         jobs: Processes to train in. With more than one, what is not given by name must be picklable, and a script
             needs ``if __name__ == "__main__"``.
@@ -83,15 +86,18 @@ def race(
     device, has_test = _tried(family, entrants, test[0])
 
     count = _Count(progress, planned=len(entrants) * len(test))
-    tunings: dict[str, Tuning] = {}
+    known, tunings = dict(tunings or {}), {}
     settings: dict[str, dict[str, float]] = {}
     runs: dict[str, Run] = {}
     with workers(family if jobs == 1 else problem, jobs) as run:
         for one in entrants:
             settings[one.name] = dict(one.setting)
             if tune and one.ladders:
-                trials = count.planning(run, f"tuning {one.name}")
-                tunings[one.name] = search(one, trials, steps=steps, seeds=validation, window=window)
+                if one.name in known:
+                    tunings[one.name] = known[one.name]
+                else:
+                    trials = count.planning(run, f"tuning {one.name}")
+                    tunings[one.name] = search(one, trials, steps=steps, seeds=validation, window=window)
                 settings[one.name] = tunings[one.name].best.setting
         for one in entrants:
             todo = [Job(one.make, settings[one.name], steps, seed) for seed in test]
