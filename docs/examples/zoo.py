@@ -36,6 +36,7 @@ STEPS = 500
 LEARNED = ("lstm:default", "hierarchical:hierarchical", "lstm:mnist-mlp")
 TUNED = "Adam"
 UNTUNED = {"Adam@0.001": "adam@0.001", "RMSprop@0.01": "rmsprop@0.01"}
+HORIZONS = "horizons.png"
 CEILING = 1000.0
 """What a final loss counts as at most, in units of the initial loss; it counts as at least a thousandth of that."""
 VALIDATION = range(1000, 1003)
@@ -208,7 +209,8 @@ def page(results: Mapping[str, Mapping[str, RaceResult]]) -> str:
             lines += [*summary(usual, among), "", *details(usual), "", f"![{among.title}]({among.picture})", ""]
             lines += [_measured_on(usual)]
     if longer:
-        lines += ["", "## Other horizons", "", *details(longer)]
+        lines += ["", "## Other horizons", "", *details(longer), ""]
+        lines += ["Each with Adam tuned for that horizon; below 1 is better than it.", "", f"![Horizons]({HORIZONS})"]
     return "\n".join([*lines, ""])
 
 
@@ -237,6 +239,38 @@ def figure(results: Mapping[str, RaceResult], file: Path) -> None:
     drawing.savefig(file, dpi=110)
 
 
+def by_horizon(results: Mapping[str, RaceResult]) -> dict[str, dict[int, RaceResult]]:
+    """The problems that were raced over several horizons, with their races by steps, ascending."""
+    found: dict[str, dict[int, RaceResult]] = {}
+    for result in sorted(results.values(), key=lambda one: one.steps):
+        found.setdefault(result.problem, {})[result.steps] = result
+    return {name: races for name, races in found.items() if len(races) > 1}
+
+
+def horizons(results: Mapping[str, RaceResult], file: Path) -> None:
+    """Draws ratios to tuned Adam over horizons as a PNG file, a panel for each problem that has several."""
+    from matplotlib.figure import Figure
+
+    problems = by_horizon(results)
+    drawing = Figure(figsize=(3.4 * len(problems), 3.6), layout="constrained")
+    panels = drawing.subplots(1, len(problems), squeeze=False, sharey=True)[0]
+    order = _names(results)
+    for panel, (problem, races) in zip(panels, problems.items(), strict=True):
+        for name in order:
+            found = {steps: logs({problem: race}, name, TUNED).get(problem) for steps, race in races.items()}
+            ratios = {steps: _exp(Interval.of(values)) for steps, values in found.items() if values}
+            means = [ratio.mean for ratio in ratios.values()]
+            ends = [[r.mean - r.low for r in ratios.values()], [r.high - r.mean for r in ratios.values()]]
+            panel.errorbar([*ratios], means, yerr=ends, marker="o", markersize=3, capsize=2, label=name)
+        panel.axhline(1.0, color="0.4", linewidth=0.8)
+        panel.set(title=problem, xlabel="steps", xscale="log", yscale="log")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("final loss over tuned Adam's")
+    panels[0].set_ylim(0.1, 30)
+    drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    drawing.savefig(file, dpi=110)
+
+
 def measured(root: Path = RESULTS) -> dict[str, dict[str, RaceResult]]:
     """The results that there are, those of STEPS in the order of the problems, then others."""
     found: dict[str, dict[str, RaceResult]] = {}
@@ -254,6 +288,8 @@ def publish() -> None:
     for what, among in COLLECTIONS.items():
         if usual := _usual(results[what]):
             figure(usual, RESULTS / among.picture)
+    if by_horizon(results["race"]):
+        horizons(results["race"], RESULTS / HORIZONS)
 
 
 def _usual(results: Mapping[str, RaceResult]) -> dict[str, RaceResult]:

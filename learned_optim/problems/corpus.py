@@ -47,6 +47,33 @@ Source: in the spirit of the corpus of Wichrowska et al. 2017, section 4.
 """
 
 
+def _mixtures(
+    hidden: tuple[int, ...], activation: str = "relu", *, inputs: int, spread: float, batch_size: int
+) -> ProblemFamily:
+    """Ten clouds that overlap, of 2,000 points: what is learned from a minibatch is noisy to the end."""
+    model = partial(mlp, hidden, activation, inputs=inputs, outputs=10)
+    data = GaussianClasses(inputs, 10, examples=2000, spread=spread)
+    return NetworkProblems(model, data, loss=F.cross_entropy, batch_size=batch_size)
+
+
+MIXTURES: dict[str, Callable[[], ProblemFamily]] = {
+    "mixtures-sigmoid": partial(_mixtures, (24,), "sigmoid", inputs=100, spread=3.0, batch_size=64),
+    "mixtures-relu": partial(_mixtures, (24, 24), "relu", inputs=64, spread=3.0, batch_size=32),
+    "mixtures-tanh": partial(_mixtures, (32,), "tanh", inputs=64, spread=2.0, batch_size=32),
+    "mixtures-logistic": partial(_mixtures, (), inputs=100, spread=2.0, batch_size=64),
+}
+"""Networks of some thousand parameters on drawn data, beside the corpus; in `PROBLEMS` by these names."""
+
+
+def broad_corpus() -> Families:
+    """The synthetic corpus and, twice as often as each of its families, those of `MIXTURES`.
+
+    >>> len(broad_corpus())
+    22
+    """
+    return Families([*synthetic_corpus(), *(family() for family in MIXTURES.values()), *(f() for f in MIXTURES.values())])
+
+
 def synthetic_corpus(names: Sequence[str] | None = None) -> Families:
     """The families of the synthetic corpus, all small: up to 321 parameters, and no data from outside.
 
