@@ -10,12 +10,23 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from learned_optim import write_atomically
 from tests.benchmarks import curves
-from tests.benchmarks.measuring import RETURNING, Contender, Setup, alone, machine, measured, peak_growth, quartiles
+from tests.benchmarks.measuring import (
+    KEEPING,
+    RETURNING,
+    Contender,
+    Setup,
+    alone,
+    machine,
+    measured,
+    peak_growth,
+    quartiles,
+)
 from tests.benchmarks.page import load, page
 from tests.benchmarks.registry import BENCHMARKS
 
@@ -52,9 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measure(name, setup, options.out, same=same, threads=options.threads)
     else:
         for name in options.names or BENCHMARKS:
-            print(
-                alone([name, "--here", "--out", str(options.out), *same], threads=options.threads), end="", flush=True
-            )
+            # What was compiled before does not count.
+            with tempfile.TemporaryDirectory() as cache:
+                environment = {**KEEPING, "TORCHINDUCTOR_CACHE_DIR": cache}
+                asked = [name, "--here", "--out", str(options.out), *same]
+                print(alone(asked, threads=options.threads, environment=environment), end="", flush=True)
 
 
 def measure(name: str, setup: Setup, folder: Path, *, same: Sequence[str], threads: int) -> None:
@@ -70,11 +83,9 @@ def measure(name: str, setup: Setup, folder: Path, *, same: Sequence[str], threa
         for row, values in groups[title]["rows"].items():
             low, middle, high = quartiles(values["rounds"])
             growth = f", peak {values['peak'] / 2**20:.1f} MiB" if "peak" in values else ""
-            print(
-                f"{name}, {title}: {row} {middle:.3g} s ({low:.3g} to {high:.3g}){growth}", file=sys.stderr, flush=True
-            )
+            _tell(f"{name}, {title}: {row} {middle:.3g} s ({low:.3g} to {high:.3g}){growth}")
         for row, reason in groups[title]["missing"].items():
-            print(f"{name}, {title}: {row} is missing: {reason}", file=sys.stderr, flush=True)
+            _tell(f"{name}, {title}: {row} is missing: {reason}")
     facts = benchmark.facts(setup)
     for bar in [*benchmark.bars(groups), *benchmark.fact_bars(facts)]:
         print(f"{name}: {bar.text}: {bar.value} (at {'most' if bar.at_most else 'least'} {bar.bound}), met: {bar.met}")
@@ -86,6 +97,10 @@ def measure(name: str, setup: Setup, folder: Path, *, same: Sequence[str], threa
         "facts": facts,
     }
     write_atomically(folder / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def write_page(folder: Path) -> None:

@@ -84,7 +84,7 @@ def draw(groups: Mapping[str, Any], path: Path) -> None:
     for axes, (title, whole, last), group in zip(panels, slopes(groups), groups.values(), strict=True):
         x, y = points(group)
         axes.loglog(x, [1000 * seconds for seconds in y], "o-")
-        shown = ["–" if value is None else f"{value:.2f}" for value in (whole, last)]
+        shown = ["-" if value is None else f"{value:.2f}" for value in (whole, last)]
         axes.set(xlabel=title, ylabel="ms", title=f"slope {shown[0]}, at the end {shown[1]}")
         axes.grid(visible=True, alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Contenders measured in turns: what else the machine does meets all of them, and the ratio of two is that of a round."""
+"""Contenders measured in turns: what else the machine does meets all of them, and ratios are those of a round."""
 
 from __future__ import annotations
 
@@ -73,7 +73,6 @@ class Contender(NamedTuple):
         slow_start: Leaves it out of quick runs.
         peer: Whether it is of another package.
         memory: Whether its peak memory is measured, too.
-        timed: Whether its time is measured.
     """
 
     name: str
@@ -81,7 +80,6 @@ class Contender(NamedTuple):
     slow_start: bool = False
     peer: bool = False
     memory: bool = False
-    timed: bool = True
 
 
 class Group(NamedTuple):
@@ -157,22 +155,20 @@ def measured(group: Group, setup: Setup, *, peak: Callable[[Contender], float | 
             continue
         row: dict[str, Any] = {}
         try:
-            if contender.timed:
-                start = time.perf_counter()
-                call = contender.build()
-                result = _result(call())
-                _wait(setup)
-                row["first_call"] = _rounded(time.perf_counter() - start)
-                calls[contender.name] = call
-                if result is not None:
-                    expected = result if expected is None else expected
-                    row["difference"] = _rounded(_difference(result, expected, contender.name))
+            start = time.perf_counter()
+            call = contender.build()
+            result = _result(call())
+            _wait(setup)
+            row["first_call"] = _rounded(time.perf_counter() - start)
+            if result is not None:
+                expected = result if expected is None else expected
+                row["difference"] = _rounded(_difference(result, expected, contender.name))
             if contender.memory and not setup.quick:
                 row["peak"] = peak(contender)
         except (ImportError, Missing) as error:
             missing[contender.name] = str(error)
             continue
-        rows[contender.name] = row
+        rows[contender.name], calls[contender.name] = row, call
     for name, samples in _in_turns(calls, setup).items():
         rows[name]["rounds"] = samples
     return {"reference": group.reference, "rows": rows, "missing": missing}
@@ -185,8 +181,9 @@ def _in_turns(calls: Mapping[str, Callable[[], Any]], setup: Setup) -> dict[str,
             repeats[name] = rounds[name] = 1
             continue
         start = time.perf_counter()
-        _seconds(call, 2, setup)
-        elapsed = (time.perf_counter() - start) / 2  # more than the estimate where a call measures itself
+        call()
+        _wait(setup)
+        elapsed = time.perf_counter() - start
         repeats[name] = max(1, int(SAMPLE / elapsed))
         rounds[name] = min(max(int(SECONDS / (elapsed * repeats[name])), FEWEST_ROUNDS), ROUNDS)
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -254,7 +251,7 @@ def ratio(group: Mapping[str, Any] | None, name: str, other: str) -> float | Non
 
 def over(value: float | None, other: float | None) -> float | None:
     """Their quotient, where both were measured."""
-    return None if value is None or other is None else value / other
+    return value / other if value is not None and other else None
 
 
 # Memory

@@ -44,6 +44,8 @@ def step(
 ) -> Callable[[], Any]:
     """``optimizer.step()``, or the same under ``torch.compile``."""
     optimizer = make(params)
+    if compiled:
+        torch._dynamo.reset()  # of one function only so many versions are compiled
     function = torch.compile(optimizer.step) if compiled else optimizer.step
 
     def call() -> list[Tensor] | None:
@@ -136,36 +138,26 @@ def cells(coordinates: int, *, device: str = "cpu", fused: bool) -> Callable[[],
 # The benchmark
 
 
-def _many(setup: Setup) -> int:
-    return 10 if setup.quick else 10_000
-
-
-def _title(coordinates: int) -> str:
-    return f"{coordinates:,} coordinates"
-
-
-def _sizes(setup: Setup) -> tuple[int, ...]:
-    return (1000,) if setup.quick else (100_000, 1_000_000)
+def contenders(coordinates: int, many: int, *, device: str) -> list[Contender]:
+    """All of them on one tensor of so many coordinates, and ours on many tensors of as many in all."""
+    one = partial(parameters, coordinates, device=device)
+    our, theirs = partial(lstm, device=device), partial(torch.optim.AdamW, fused=True)
+    return [
+        Contender(EAGER, lambda: step(our, one()), memory=True),
+        Contender(COMPILED, lambda: step(our, one(), compiled=True), slow_start=True, memory=True),
+        Contender(MANY.format(many), lambda: step(our, one(many)), memory=True),
+        Contender(HIERARCHICAL, lambda: step(partial(hierarchical, device=device), one()), memory=True),
+        Contender(FLOOR, partial(floor, coordinates, device=device)),
+        Contender("two nn.LSTMCell", partial(cells, coordinates, device=device, fused=False), memory=True),
+        Contender("nn.LSTM", partial(cells, coordinates, device=device, fused=True), memory=True),
+        Contender("AdamW, fused", lambda: step(theirs, one()), memory=True),
+    ]
 
 
 def _groups(setup: Setup) -> dict[str, Group]:
-    device, many = setup.device, _many(setup)
-    groups = {}
-    for n in _sizes(setup):
-        one, our = partial(parameters, n, device=device), partial(lstm, device=device)
-        adamw = partial(torch.optim.AdamW, fused=True)
-        rows = [
-            Contender(EAGER, lambda one=one: step(our, one()), memory=True),
-            Contender(COMPILED, lambda one=one: step(our, one(), compiled=True), slow_start=True, memory=True),
-            Contender(MANY.format(many), lambda n=n: step(our, parameters(n, many, device=device)), memory=True),
-            Contender(HIERARCHICAL, lambda one=one: step(partial(hierarchical, device=device), one()), memory=True),
-            Contender(FLOOR, partial(floor, n, device=device)),
-            Contender("two nn.LSTMCell", partial(cells, n, device=device, fused=False), memory=True),
-            Contender("nn.LSTM", partial(cells, n, device=device, fused=True), memory=True),
-            Contender("AdamW, fused", lambda one=one: step(adamw, one()), memory=True),
-        ]
-        groups[_title(n)] = Group(rows, FLOOR)
-    return groups
+    sizes = (1000,) if setup.quick else (100_000, 1_000_000)
+    many = 10 if setup.quick else 10_000
+    return {f"{n:,} coordinates": Group(contenders(n, many, device=setup.device), FLOOR) for n in sizes}
 
 
 def _bars(groups: Mapping[str, Any]) -> list[Bar]:

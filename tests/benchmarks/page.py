@@ -14,11 +14,11 @@ from tests.benchmarks.registry import BENCHMARKS
 INTRODUCTION = """\
 # Speed and memory
 
-Made by `python -m tests.benchmarks --page` from the files beside this page. Contenders of a table were measured in turns
-in one process: the median of their rounds with the quartiles, and the median over rounds of the ratio to the contender
-in italics. *First call* is building, compiling and running once. *Difference* is the largest one between a contender's
-result and that of the first in the table that has one, relative to its largest entry. *Peak* is how much the resident
-memory grows in a call, in a fresh process after a first call. Freed memory is kept for the next call (see
+Made by `python -m tests.benchmarks --page` from the files beside this page. Contenders of a table were measured in
+turns in one process: the median of their rounds with the quartiles, and the median over rounds of the ratio to the
+contender in italics. *First call* is building, compiling and running once. *Difference* is the largest one between a
+contender's result and that of the first in the table that has one, relative to its largest entry. *Peak* is how much
+the resident memory grows in a call, in a fresh process after a first call. Freed memory is kept for the next call (see
 [the documentation](../../README.md)), for all contenders alike.
 """
 
@@ -95,7 +95,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    return "-" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _seconds(value: float) -> str:
