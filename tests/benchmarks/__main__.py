@@ -89,7 +89,9 @@ def measure(name: str, setup: Setup, folder: Path, *, same: Sequence[str], threa
     facts = benchmark.facts(setup)
     for bar in [*benchmark.bars(groups), *benchmark.fact_bars(facts)]:
         print(f"{name}: {bar.text}: {bar.value} (at {'most' if bar.at_most else 'least'} {bar.bound}), met: {bar.met}")
-    options = [*(["--quick"] if setup.quick else []), *(["--device", setup.device] if setup.device != "cpu" else [])]
+    flags = {"--quick": setup.quick, f"--device {setup.device}": setup.device != "cpu"}
+    flags[f"--threads {threads}"] = threads != os.cpu_count()
+    options = [flag for flag, given in flags.items() if given]
     content = {
         "command": " ".join(["python -m tests.benchmarks", name, *options]),
         "machine": machine(setup),

@@ -42,7 +42,7 @@ def _groups(setup: Setup) -> dict[str, Group]:
     for title, make in makers.items():
         points = POINTS[title][:2] if setup.quick else POINTS[title]
         # Each point is a problem of its own, so that there is nothing to compare.
-        groups[title] = Group([Contender(str(n), lambda n=n, make=make: _alone(make(n))) for n in points])  # type: ignore[misc]
+        groups[title] = Group([Contender(str(n), lambda n=n, make=make: _alone(make(n))) for n in points])
     return groups
 
 

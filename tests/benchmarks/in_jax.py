@@ -20,7 +20,7 @@ def _linear(params: list[Any], x: Any) -> Any:
 
 
 def _conv(layer: nn.Conv2d) -> Layer:
-    padding = [(pad, pad) for pad in layer.padding]  # type: ignore[has-type]
+    padding = [(pad, pad) for pad in layer.padding]
 
     def call(params: list[Any], x: Any) -> Any:
         layout = ("NCHW", "OIHW", "NCHW")

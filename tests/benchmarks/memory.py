@@ -16,11 +16,11 @@ PLAIN, FLAT = "plain", "flat_memory=True"
 TIMED_STEPS = 20
 
 
-def mlp(*, steps: int, batch: int = 128) -> Problem:
+def mlp(*, steps: int, shots: int = 16) -> Problem:
     """The 784-20-10 network on one task of as many synthetic images in its support set as in its query set."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.Sigmoid(), nn.Linear(20, 10))
-    return images(model, tasks=1, steps=steps, ways=1, shots=batch, lr=0.01)
+    return images(model, tasks=1, steps=steps, ways=8, shots=shots, lr=0.01)
 
 
 NETWORKS: dict[str, tuple[Callable[..., Problem], int]] = {
@@ -52,7 +52,7 @@ def _title(name: str, steps: int) -> str:
 
 def _groups(setup: Setup) -> dict[str, Group]:
     groups = {}
-    networks: Any = {"784-20-10": (partial(mlp, batch=8), 2)} if setup.quick else NETWORKS
+    networks: Any = {"784-20-10": (partial(mlp, shots=1), 2)} if setup.quick else NETWORKS
     for name, (make, longest) in networks.items():
         for steps in (2,) if setup.quick else (10, TIMED_STEPS, 100, 1000):
             rows = [

@@ -56,7 +56,7 @@ def _on(tasks: Task, device: str) -> Task:
 
 def grads(model: nn.Module) -> list[Tensor]:
     """What ``backward()`` has left, in the order of the parameters."""
-    return [p.grad for p in model.parameters()]  # type: ignore[misc]
+    return [p.grad for p in model.parameters()]
 
 
 def without_running_statistics(model: nn.Module) -> nn.Module:
@@ -158,7 +158,7 @@ def torchopt_loop(problem: Problem) -> Callable[[], list[Tensor]]:
             for part, state in zip((model, inner), start, strict=True):
                 torchopt.recover_state_dict(part, state)
         torch.stack(losses).mean().backward()
-        return [p.grad for p in params]  # type: ignore[misc]
+        return [p.grad for p in params]
 
     return call
 
@@ -241,7 +241,7 @@ def _strategies(setup: Setup) -> dict[str, Group]:
             if name == "conv, 20-way 5-shot" and tasks > 4:
                 continue  # minutes
             make = partial(shape, tasks=tasks)
-            rows = [Contender(s, lambda make=make, s=s: ours(make(), strategy=s)) for s in ("vmap", "loop", "auto")]  # type: ignore[misc]
+            rows = [Contender(s, lambda make=make, s=s: ours(make(), strategy=s)) for s in ("vmap", "loop", "auto")]
             groups[f"{name}, {tasks} task{'s' if tasks > 1 else ''}"] = Group(rows, "auto")
     return groups
 

@@ -105,7 +105,7 @@ def cells(coordinates: int, *, device: str = "cpu", fused: bool) -> Callable[[],
     """torch's own LSTM with the rule's weights, on the same features: two ``nn.LSTMCell``, or ``nn.LSTM``."""
     own = rule(device)
     (param,) = parameters(coordinates, device=device)
-    features = torch.stack(log_and_sign(param.grad), dim=-1)  # type: ignore[arg-type]  # (n, 2)
+    features = torch.stack(log_and_sign(param.grad), dim=-1)  # (n, 2)
     sizes = [features.shape[1], own.hidden_size]
     lstm = nn.LSTM(sizes[0], own.hidden_size, own.num_layers).to(device)
     layers = [nn.LSTMCell(size, own.hidden_size).to(device) for size in sizes]

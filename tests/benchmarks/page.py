@@ -100,8 +100,8 @@ def _number(value: float | None) -> str:
 
 def _seconds(value: float) -> str:
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}" if value < 999.5 else f"{value:,.0f} s"
     return f"{value * 1e6:.3g} µs"
 
 

@@ -52,7 +52,7 @@ def omniglot() -> Training:
     text = CONFIG.read_text()
     numbers = {name: float(value) for name, value in re.findall(r"^\s*(\w+): ([\d.]+)$", text, flags=re.MULTILINE)}
     pictures = torch.randint(256, (1100 * 20, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    characters = tensor_classes(pictures, torch.arange(1100).repeat_interleave(20))
+    characters = tensor_classes("random", pictures, torch.arange(1100).repeat_interleave(20))
     episodes = Episodes(characters, ways=5, shots=1, rotations="view")
     batch, iterations = int(numbers["meta_batch_size"]), int(numbers["max_steps"])
     return Training(partial(few_shot_conv, 5), episodes, numbers["lr"], numbers["outer_lr"], batch, iterations)
