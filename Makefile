@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo
 DEMO ?=
+NAMES ?=
 
 # Data sets, if there are any: a folder that holds mnist/. One beside the checkout is found by itself.
 ifneq ($(wildcard ../shared/data/mnist),)
@@ -12,7 +13,7 @@ endif
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: demo test test-distributed test-kill test-torchmeta lint types clean
+.PHONY: demo test test-distributed test-kill test-torchmeta benchmarks lint types clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -46,6 +47,17 @@ test-kill: .venv/installed
 test-torchmeta: .venv-torchmeta/installed
 	.venv-torchmeta/bin/python -m pytest tests/torchmeta
 
+# Speed and memory beside other packages, in an environment of its own; hours. NAMES="sine-1 step" measures only these.
+.venv-benchmarks/installed: tests/benchmarks/requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv-benchmarks
+	.venv-benchmarks/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	.venv-benchmarks/bin/python -m pip install --quiet --requirement tests/benchmarks/requirements.txt
+	touch $@
+
+benchmarks: .venv-benchmarks/installed
+	.venv-benchmarks/bin/python -m tests.benchmarks $(NAMES)
+	.venv-benchmarks/bin/python -m tests.benchmarks --page
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,4 +66,4 @@ types: .venv/installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-torchmeta build demo *.egg-info
+	rm -rf .venv .venv-benchmarks .venv-torchmeta build demo *.egg-info
