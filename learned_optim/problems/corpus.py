@@ -71,7 +71,9 @@ def broad_corpus() -> Families:
     >>> len(broad_corpus())
     22
     """
-    return Families([*synthetic_corpus(), *(family() for family in MIXTURES.values()), *(f() for f in MIXTURES.values())])
+    return Families(
+        [*synthetic_corpus(), *(family() for family in MIXTURES.values()), *(f() for f in MIXTURES.values())]
+    )
 
 
 def synthetic_corpus(names: Sequence[str] | None = None) -> Families:

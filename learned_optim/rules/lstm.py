@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.cells import lstm_cell
+from learned_optim.chunks import step_in_chunks, steps_in_chunks
 from learned_optim.features import FEATURES, ever_seen, over_root
 from learned_optim.reduction import tensor_means
 from learned_optim.rule import Rule, Scope
@@ -138,6 +139,13 @@ class LSTMRule(Rule):
         if self.normalised:
             updates = self._normalised(updates, params)
         return {name: self.output_scale * u for name, u in updates.items()}, RuleState(per_param, state.shared)
+
+    def step_(
+        self, grads: Tensors, state: RuleState, params: Tensors, *, finite: Tensor | None = None
+    ) -> tuple[Tensors, Tensor]:
+        if not self.normalised and steps_in_chunks(self, grads, state):
+            return step_in_chunks(self, grads, state)
+        return super().step_(grads, state, params, finite=finite)
 
     def _output(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         """What the head says of each coordinate, shape (...), normalised (..., 3); and the new state."""

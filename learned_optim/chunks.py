@@ -1,0 +1,110 @@
+"""A coordinatewise rule's step in pieces that stay in the processor's cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from learned_optim.rule import Rule
+from learned_optim.types import RuleState, Tensors
+
+CHUNK = 4096
+"""Coordinates at a time."""
+
+LARGE = 1e18
+"""Squares of gradients up to here are finite, also in sums of a few."""
+
+_ALL = "all"
+
+
+def steps_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> bool:
+    """Whether `step_in_chunks` can take this step: eagerly, on CPU, with finite numbers in ordinary tensors."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    values = [*grads.values()]
+    if any(type(grad) is not Tensor or grad.device.type != "cpu" or grad.numel() == 0 for grad in values):
+        return False
+    if len({grad.dtype for grad in values}) > 1 or not all(
+        tensor.is_contiguous() for name in grads for tensor in state.per_param[name].values()
+    ):
+        return False
+    largest = torch.stack(torch._foreach_norm(values, math.inf)).max()
+    return bool(largest < LARGE) and all(bool(torch.isfinite(weight).all()) for weight in rule.parameters())
+
+
+def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> tuple[Tensors, Tensor]:
+    """`Rule.step_` of a coordinatewise rule without shared state: large tensors are cut up, small ones put together.
+
+    Nothing is allocated that grows with the model, but for the updates.
+
+    Args:
+        rule: Its ``forward`` is what is computed.
+        grads: Finite, see `steps_in_chunks`.
+        state: Its tensors are written in place: per coordinate of shape ``grad.shape + (...)``, and ``"step"`` per
+            tensor.
+
+    Returns:
+        The updates, and whether all are finite. They are unless the state is not; then it is left as it is for the
+        coordinates of the chunk, and goes on for others.
+    """
+    dtype = next((weight.dtype for weight in rule.parameters()), next(iter(grads.values())).dtype)
+    updates = {name: torch.empty(grad.shape, dtype=dtype) for name, grad in grads.items()}
+    finite = True
+    for names in _of_one_age(state.per_param, grads):
+        owns = [state.per_param[name] for name in names]
+        keys = [key for key in owns[0] if key != "step"]
+        clocks = [own["step"] for own in owns if "step" in own]
+        clock = {"step": clocks[0].clone()} if clocks else {}
+        flat = [
+            [_flat(tensor, grads[name].dim()) for tensor in (grads[name], updates[name], *(own[key] for key in keys))]
+            for name, own in zip(names, owns, strict=True)
+        ]
+        for pieces in _chunks(flat):
+            grad, _, *values = (
+                parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*pieces, strict=True)
+            )
+            own = dict(zip(keys, values, strict=True)) | clock
+            out, new = rule({_ALL: grad}, RuleState({_ALL: own}, state.shared), {})
+            if bool(torch.isfinite(out[_ALL]).all()):
+                sizes = [len(piece[0]) for piece in pieces]
+                for place, value in enumerate((out[_ALL], *(new.per_param[_ALL][key] for key in keys)), start=1):
+                    torch._foreach_copy_([piece[place] for piece in pieces], torch.split(value, sizes))
+            else:
+                finite = False
+        if clocks:
+            torch._foreach_copy_(clocks, [new.per_param[_ALL]["step"]] * len(clocks))
+    return updates, torch.tensor(finite)
+
+
+def _of_one_age(per_param: dict[str, Tensors], grads: Tensors) -> Iterable[list[str]]:
+    """The names of tensors, those whose steps are counted alike together."""
+    groups: dict[float | None, list[str]] = {}
+    for name in grads:
+        clock = per_param[name].get("step")
+        groups.setdefault(None if clock is None else float(clock), []).append(name)
+    return groups.values()
+
+
+def _flat(tensor: Tensor, dims: int) -> Tensor:
+    """One coordinate after the other, shape (n, ...); of what is contiguous a view."""
+    return tensor if dims == 1 else tensor.reshape(-1, *tensor.shape[dims:])
+
+
+def _chunks(flat: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
+    """Pieces of the tensors of several parameters, of `CHUNK` coordinates together, or less at the end."""
+    pieces: list[list[Tensor]] = []
+    room = CHUNK
+    for tensors in flat:
+        size, start = len(tensors[0]), 0
+        while start < size:
+            taken = min(room, size - start)
+            pieces.append(tensors if taken == size else [tensor[start : start + taken] for tensor in tensors])
+            start, room = start + taken, room - taken
+            if room == 0:
+                yield pieces
+                pieces, room = [], CHUNK
+    if pieces:
+        yield pieces

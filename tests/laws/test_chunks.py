@@ -1,0 +1,99 @@
+"""A step in chunks is the step."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from learned_optim import LSTMRule, chunks
+from learned_optim.features import FEATURES
+from tests.laws.test_flat_memory import peak
+
+SHAPES = {"scalar": (), "small": (3,), "matrix": (4, 3), "kernel": (2, 3, 2, 2), "large": (17,)}
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", 7)
+
+
+def setting(features, **options):
+    torch.manual_seed(0)
+    rule = LSTMRule(features, hidden_size=3, **options)
+    with torch.no_grad():
+        for weight in rule.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    params = {name: torch.randn(shape) for name, shape in SHAPES.items()}
+    return rule, params, rule.init_state(params)
+
+
+def grads_of(params):
+    return {name: torch.randn_like(p) for name, p in params.items()}
+
+
+@pytest.mark.parametrize("features", [*FEATURES, tuple(FEATURES)], ids=str)
+@pytest.mark.parametrize("layers", [1, 2])
+@torch.no_grad()
+def test_in_chunks_as_at_once(features, layers):
+    rule, params, state = setting(features, num_layers=layers, shortcut=True)
+    at_once = state
+    for k in range(4):
+        grads = grads_of(params)
+        if k == 1:  # some are without a gradient, so that steps are counted differently afterwards
+            grads = {name: grads[name] for name in ("matrix", "large")}
+        if k == 2:
+            grads["matrix"] = grads["matrix"].t().contiguous().t()
+        updates, at_once = rule(grads, at_once, params)
+        assert chunks.steps_in_chunks(rule, grads, state)
+        its_updates, finite = rule.step_(grads, state, params)
+        assert finite
+        assert_close(its_updates, updates)
+        assert_close(tuple(state), tuple(at_once))
+
+
+@torch.no_grad()
+def test_what_is_not_finite_does_not_enter_the_state_of_others():
+    rule, params, state = setting("moments")
+    rule.step_(grads_of(params), state, params)
+    state.per_param["large"]["hidden_0"][16] = math.nan
+    before = {name: {key: value.clone() for key, value in own.items()} for name, own in state.per_param.items()}
+    _, finite = rule.step_(grads_of(params), state, params)
+    assert not finite
+    nans = [int(value.isnan().sum()) for own in state.per_param.values() for value in own.values()]
+    assert sum(nans) == 3
+    assert_close(state.per_param["large"]["m"][-1], before["large"]["m"][-1])
+
+
+REFUSED = {
+    "huge": lambda rule, grads, state: grads["matrix"].fill_(1e19),
+    "not a number": lambda rule, grads, state: grads["matrix"].fill_(math.nan),
+    "weights": lambda rule, grads, state: rule.head.weight.fill_(math.inf),
+    "empty": lambda rule, grads, state: grads.update(matrix=torch.zeros(0)),
+    "dtypes": lambda rule, grads, state: grads.update(matrix=grads["matrix"].double()),
+    "strides": lambda rule, grads, state: state.per_param["matrix"].update(hidden_0=torch.zeros(3, 4, 3).mT),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@torch.no_grad()
+def test_other_steps_are_taken_at_once(name):
+    rule, params, state = setting("log_sign")
+    grads = grads_of(params)
+    assert chunks.steps_in_chunks(rule, grads, state)
+    REFUSED[name](rule, grads, state)
+    assert not chunks.steps_in_chunks(rule, grads, state)
+
+
+@torch.no_grad()
+def test_nothing_grows_with_the_model_but_the_updates(monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", 512)
+    rule = LSTMRule()
+
+    def step(size):
+        params = {"p": torch.randn(size)}
+        grads, state = grads_of(params), rule.init_state(params)
+        return peak(lambda: rule.step_(grads, state, params))
+
+    few, many = step(1024), step(65536)
+    assert many - few < 2 * 4 * 65536  # the updates and their like, of 320 bytes that the state takes
