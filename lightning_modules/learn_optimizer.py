@@ -77,6 +77,8 @@ class LearnedOptimizerModule(pl.LightningModule):
         steps_per_epoch: Windows per epoch.
         val_instances: Held-out problems of each family; several processes share them.
         val_horizon: Steps on each of them; by default ``horizon``.
+        val_family: Where they are drawn from, where they are not to be of the families that are trained on: the real
+            problem behind cheap ones.
         seed: Of the problems and their batches. Problems for fit, validate and test never meet.
 
     Clip meta-gradients by the trainer's ``gradient_clip_val``; those that are not finite are left out. Random scaling
@@ -84,7 +86,7 @@ class LearnedOptimizerModule(pl.LightningModule):
     several processes each runs ``instances`` problems of its own.
 
     The plain arguments are saved in checkpoints: ``LearnedOptimizerModule.load_from_checkpoint(path)``, with
-    ``family=``, ``rule=`` and ``teacher=`` where they were given.
+    ``family=``, ``val_family=``, ``rule=`` and ``teacher=`` where they were given.
 
     Logged: ``train/loss``; ``val/loss`` (mean over the horizon), ``val/half`` and ``val/final`` (means over the tenth
     of the horizon that ends at its middle and at its end), ``val/log`` (the mean of the objective ``"log"``, in which
@@ -130,10 +132,11 @@ class LearnedOptimizerModule(pl.LightningModule):
         steps_per_epoch: int = 100,
         val_instances: int = 8,
         val_horizon: int | None = None,
+        val_family: ProblemFamily | Families | Sequence[ProblemFamily] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["family", "rule", "teacher"])
+        self.save_hyperparameters(ignore=["family", "val_family", "rule", "teacher"])
         counts = {
             "horizon": horizon,
             "window": window,
@@ -161,8 +164,10 @@ class LearnedOptimizerModule(pl.LightningModule):
         if objective not in OBJECTIVES:
             raise ValueError(f"LearnedOptimizerModule: objective must be one of {OBJECTIVES}, got {objective!r}")
         self.families = [family or Quadratics()] if not isinstance(family, Sequence) else list(family)
-        if not self.families:
-            raise ValueError("LearnedOptimizerModule: family is an empty list; give at least one")
+        held_out = self.families if val_family is None else val_family
+        self.val_families = list(held_out) if isinstance(held_out, Sequence) else [held_out]
+        if not self.families or not self.val_families:
+            raise ValueError("LearnedOptimizerModule: family and val_family must not be empty lists; give at least one")
         self.rule = rule or LSTMRule()
         self.estimator = _estimator(
             self.rule,
@@ -230,7 +235,8 @@ class LearnedOptimizerModule(pl.LightningModule):
         """The episode's problems of this process."""
         first = process()[0] * count
         numbers = self.estimator.numbers(first, count) if copies else range(first, first + count)
-        family = self.families[episode % len(self.families)]
+        families = self.families if role == "train" else self.val_families
+        family = families[episode % len(families)]
         return Instances(family, (self.seed, role, episode), numbers, device=self.device)
 
     def _horizon(self, episode: int) -> int:
@@ -319,7 +325,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         due = self.current_epoch // every * every - 1
         if self._validated_epoch < due:
             with torch.no_grad():
-                losses = [self._compared(self._held_out("val", i)) for i in range(len(self.families))]
+                losses = [self._compared(self._held_out("val", i)) for i in range(len(self.val_families))]
                 self._progress(losses, due)
 
     def _progress(self, losses: list[Tensor], epoch: int) -> None:
@@ -329,7 +335,7 @@ class LearnedOptimizerModule(pl.LightningModule):
 
     def val_dataloader(self) -> TaskLoader:
         # Every process validates on every family.
-        return TaskLoader(_Windows(), len(self.families), advance=False)
+        return TaskLoader(_Windows(), len(self.val_families), advance=False)
 
     def test_dataloader(self) -> TaskLoader:
         return self.val_dataloader()

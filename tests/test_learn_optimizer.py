@@ -20,7 +20,7 @@ from learned_optim import (
 )
 from learned_optim.imitation import Imitating
 from learned_optim.instances import Instances
-from learned_optim.problems import NetworkProblems, Quadratics
+from learned_optim.problems import Bowls, NetworkProblems, Quadratics
 from learned_optim.sampled import SampledUpdate
 from learned_optim.seeds import seeded
 from lightning_modules import LearnedOptimizerModule, search_outer_lr
@@ -426,6 +426,23 @@ def test_with_other_options_a_checkpoint_goes_on_with_new_problems(name):
     assert module.curriculum.stage < len(module.curriculum.horizons)
 
 
+def test_validation_on_other_families_than_those_trained_on():
+    held_out, options = [Bowls(5), Quadratics(6)], {"horizon": 4, "window": 4, "val_instances": 2, "steps_per_epoch": 2}
+    module = LearnedOptimizerModule(Quadratics(3), LSTMRule(hidden_size=3), val_family=held_out, **options)
+    assert [type(module._instances(role, i, 2).family) for role in ("val", "test") for i in (0, 1)] == [
+        Bowls,
+        Quadratics,
+    ] * 2
+    assert module._instances("train", 1, 2).family is module.families[0]
+    assert len(module.val_dataloader()) == 2
+    fit = trainer(max_steps=2, limit_val_batches=2)
+    fit.fit(module)
+    alone = LearnedOptimizerModule(held_out, module.rule, **options)
+    with torch.no_grad():
+        expected = torch.stack([alone._held_out("val", i).mean() for i in range(2)]).mean()
+    assert_close(fit.callback_metrics["val/loss"], expected)
+
+
 BAD = {
     "objective": ({"objective": "logarithm"}, "objective must be one of"),
     "estimator": ({"estimator": "pes"}, "estimator must be one of"),
@@ -453,7 +470,7 @@ def test_bad_options(name):
 
 
 def test_no_family():
-    with pytest.raises(ValueError, match="family is an empty list"):
+    with pytest.raises(ValueError, match="must not be empty lists"):
         LearnedOptimizerModule([])
 
 

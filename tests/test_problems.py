@@ -37,6 +37,7 @@ from learned_optim.problems import (
     mlp,
     recurrent,
     res_net,
+    tied_mlp,
     transformer,
 )
 from learned_optim.seeds import seeded
@@ -354,6 +355,30 @@ def test_the_network_for_cifar():
     assert kinds == [*block * 3, "Flatten", "Linear", "BatchNorm1d", "ReLU", "Linear"]
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     assert conv_net(kernel=5, size=32, colours=3)[0].weight.shape == (16, 3, 5, 5)
+
+
+def test_tied_weights_are_the_full_network_s():
+    """On pooled images the tied network computes what the full one does with the same weight for each square's pixels,
+    and its gradients are the sums over the squares of the full one's."""
+    torch.manual_seed(0)
+    tied, full = tied_mlp(2, (3,), "tanh", size=4, outputs=2), mlp((3,), "tanh", inputs=16, outputs=2)
+    few, many = ([layer for layer in net.modules() if isinstance(layer, nn.Linear)] for net in (tied, full))
+    with torch.no_grad():
+        wide = few[0].weight.reshape(3, 2, 2).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        many[0].weight.copy_(wide.flatten(1))
+        many[0].bias.copy_(few[0].bias)
+        many[1].load_state_dict(few[1].state_dict())
+    x = torch.rand(5, 4, 4)
+    pooled = x.reshape(5, 2, 2, 2, 2).mean(dim=(2, 4))
+    assert_close(tied(pooled), full(x))
+    for net, given in ((tied, pooled), (full, x)):
+        net(given).square().sum().backward()
+    sums = many[0].weight.grad.reshape(3, 2, 2, 2, 2).sum(dim=(2, 4)).flatten(1)
+    assert_close(few[0].weight.grad, sums)
+    # What the hidden units are given of a white image.
+    ours = torch.stack([tied_mlp(2, (50,))[1][:2](4 * torch.ones(1, 14, 14)).std() for _ in range(50)]).mean()
+    theirs = torch.stack([mlp((50,))[:2](torch.ones(1, 28, 28)).std() for _ in range(50)]).mean()
+    assert_close(ours, theirs, rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("make", [conv_net, res_net, recurrent, transformer])

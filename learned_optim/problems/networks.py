@@ -33,6 +33,42 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear((inputs, *hidden)[-1], outputs))
 
 
+class _Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def tied_mlp(
+    pool: int, hidden: tuple[int, ...] = (20,), activation: str = "sigmoid", *, size: int = 28, outputs: int = 10
+) -> nn.Module:
+    """`mlp` with the weights of ``pool`` x ``pool`` pixels tied: on pooled images, a small copy of the full network.
+
+    It is given means over squares of pixels, and takes their sums: a weight then has the gradient that those of its
+    square have together, and a step by u does what a step by u of each of them would do. At the start the hidden units'
+    inputs are spread as widely as those of ``mlp(hidden, activation, inputs=size**2)``.
+
+    Args:
+        pool: Pixels a side, see `ImageClassification`.
+        hidden: Units of the hidden layers.
+        activation: See `mlp`.
+        size: Of the images before they are pooled.
+        outputs: Classes.
+
+    Raises:
+        ValueError: An unknown activation.
+    """
+    net = mlp(tuple(hidden), activation, inputs=(size // pool) ** 2, outputs=outputs)
+    first = next(layer for layer in net.modules() if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        first.weight.mul_(1 / pool**2)
+        first.bias.mul_(1 / pool)
+    return nn.Sequential(_Times(float(pool**2)), net)
+
+
 def _as_channels(size: int, colours: int) -> list[nn.Module]:
     """What gives images of one colour their axis of channels."""
     return [nn.Unflatten(1, (1, size))] if colours == 1 else []
