@@ -121,11 +121,12 @@ def test_the_example_of_the_hierarchical_optimizer_runs(tmp_path, monkeypatch):
 
 def test_the_examples_of_few_shot_run():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "few_shot.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     namespace = {}
     for block in blocks:
         exec(compile(block, "docs/few_shot.md", "exec"), namespace)
     assert namespace["fast"].compiled is not None
+    assert namespace["deep"].flat_memory
     assert namespace["logits"].shape == (7, 5)
     assert namespace["accuracy"].shape == (4, 4)
     assert len(namespace["characters"]) == 1100

@@ -14,6 +14,7 @@ from learned_optim.race import BASELINES, page
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "docs" / "examples" / "learned_optimizers.py"
+sys.path.insert(0, str(SCRIPT.parent))  # where it finds zoo.py
 spec = importlib.util.spec_from_file_location("learned_optimizers", SCRIPT)
 script = sys.modules["learned_optimizers"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)

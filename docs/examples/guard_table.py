@@ -76,7 +76,7 @@ def run(case: Case, data: str, *, lr: float, guard: bool, seed: int, steps: int)
     problem = family.sample(seeded("guard", "test", seed))
     params = {name: p.clone().requires_grad_() for name, p in problem.params.items()}
     held = problem.batch(seeded("guard", "test", seed, "held"))
-    optimizer = LSTMOptimizer(list(params.items()), checkpoint="mnist-mlp", lr=lr, guard=guard)
+    optimizer = LSTMOptimizer(list(params.items()), checkpoint="mnist-mlp@1", lr=lr, guard=guard)
     batches = seeded("guard", "test", seed, "batches")
 
     def loss() -> float:

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 import yaml
+import zoo  # beside this file
 from tqdm import tqdm
 
-from learned_optim import Guard, read_record, save_checkpoint, write_atomically
+from learned_optim import Guard, load_checkpoint, read_record, save_checkpoint, write_atomically
 from learned_optim.race import BASELINES, Interval, RaceResult, draw, load_result, race, table
 
 RESULTS, CONFIGS = Path("docs/results/learned-optimizers"), Path("docs/configs/learned-optimizers")
@@ -77,6 +78,29 @@ CHECKPOINTS = {
         "what is left of it there; anything else was not measured. Its inputs are gradients as they are: functions of "
         "another scale than those that it was trained on are another problem to it.",
         Guard(adam_lr=0.1, first=100.0),
+    ),
+    "mnist-mlp": Checkpoint(
+        "mnist-mlp@2",
+        "An LSTM optimizer for small networks on images, trained on a single problem: a 784-20-10 sigmoid network on "
+        "MNIST, 200 steps.",
+        "Trained on 200 steps. What it does with other networks, images and horizons is in the tables; what is not "
+        "there was not measured.",
+        Guard(),
+    ),
+    "default": Checkpoint(
+        "default@1",
+        "An LSTM optimizer for small networks of any kind, trained on drawn functions and on small networks with drawn "
+        "data.",
+        "Trained on up to 1,000 steps and some thousand parameters. The root mean square of its steps is between 0.001 "
+        "and 0.1 on each tensor: where other steps are needed, use lr, which multiplies them.",
+        Guard(first=100.0, most=1000.0),
+    ),
+    "hierarchical": Checkpoint(
+        "hierarchical@1",
+        "A hierarchical RNN optimizer, trained on the synthetic corpus alone.",
+        "Its training was short: 1,600 meta-updates, and validation was still falling. What it does with networks is "
+        "in the tables.",
+        Guard(first=1000.0, most=10000.0),
     ),
 }
 
@@ -152,8 +176,12 @@ def card(name: str, results: dict[str, RaceResult]) -> str:
     """The card of a bundled checkpoint in Markdown."""
     record, about = read_record(CHECKPOINTS[name].file), CHECKPOINTS[name]
     settings = yaml.safe_load(record["config"])["model"]["init_args"]
-    options = ", ".join(f"{key}={value!r}" for key, value in settings["rule"]["init_args"].items())
-    rule = settings["rule"]["class_path"].rpartition(".")[2]
+    rule = load_checkpoint(about.file).described()
+    options = ", ".join(f"{key}={value!r}" for key, value in rule["config"].items())
+    rows = {key: result for key, result in results.items() if ROWS[key].checkpoint == name}
+    beside = [*_rows(rows), ""] if rows else []
+    for what, among in zoo.COLLECTIONS.items():
+        beside += _among_others(name, zoo.measured()[what], among)
     lines = [
         f"# {about.file}",
         "",
@@ -161,7 +189,7 @@ def card(name: str, results: dict[str, RaceResult]) -> str:
         "",
         "## Recipe",
         "",
-        f"- Rule: `{rule}({options})`.",
+        f"- Rule: `{rule['class']}({options})`.",
         f"- Command: `{record['command']}`; the configuration, seeds included, is also in the file.",
         f"- {record['meta_updates']:,} meta-updates, each of {settings['instances']} problems, took",
         f"  {record['hours']:.1f} hours on one core of a busy machine, torch {record['torch']}.",
@@ -173,8 +201,7 @@ def card(name: str, results: dict[str, RaceResult]) -> str:
         "",
         "On test problems that nothing was trained or tuned on; how to read it: `docs/race.md`.",
         "",
-        *_rows({key: result for key, result in results.items() if ROWS[key].checkpoint == name}),
-        "",
+        *beside,
         "## Known failures",
         "",
         about.failures,
@@ -185,6 +212,16 @@ def card(name: str, results: dict[str, RaceResult]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _among_others(name: str, results: dict[str, RaceResult], among: zoo.Collection) -> list[str]:
+    """What the races of the zoo or the corpus say of a checkpoint."""
+    found = {key: one for key, one in results.items() if one.steps == zoo.STEPS}
+    if not found:
+        return []
+    head, rule, *lines = zoo.summary(found, among)
+    own = [line for line in lines if line.startswith(("| LSTM", "| hierarchical")) and f"({name})" in line]
+    return [f"{among.title}, {zoo.STEPS} steps, see `docs/results/zoo`:", "", head, rule, *own, ""] if own else []
 
 
 def page(results: dict[str, RaceResult]) -> str:
