@@ -1,5 +1,6 @@
 """The published races: the page says what the files say, and each is the race that its row describes."""
 
+import importlib
 import importlib.util
 import os
 import runpy
@@ -77,3 +78,15 @@ def test_the_example_of_dose_curves_runs(tmp_path, monkeypatch):
     monkeypatch.setitem(example["main"].__globals__, "BASELINES", ("sgd",))
     example["main"]()
     assert sorted(os.listdir("out")) == ["README.md", "dose-curves.safetensors", "race.json", "race.png"]
+
+
+def test_the_page_of_feature_sets_is_made_from_its_races():
+    module = importlib.import_module("feature_sets")
+    results = module.measured()
+    if not results:
+        pytest.skip("not measured yet")
+    assert (module.RESULTS / "README.md").read_text() == module.page(results)
+    assert [*results] == [*module.PROBLEMS]
+    for result in results.values():
+        assert {entry.name for entry in result.entries} == {*module.SETS, module.BEST}
+        assert result.entry(module.BEST).tuning.inside
