@@ -122,8 +122,9 @@ class MetaLearner(nn.Module):
         step_weights: K numbers w: the query loss becomes sum_k w_k L_query(theta_k), k = 1..K (multi-step loss). By
             default it is that of theta_K alone.
         strategy: ``"vmap"``: all tasks at once; ``"loop"``: one after the other, for models that vmap cannot batch;
-            ``"auto"``: a loop for recurrent layers, and on CPU for convolutions with more than 32 images per
-            task (where it is faster), vmap otherwise. Lists of tasks of different sizes are always looped over.
+            ``"auto"``: a loop for a single task, for recurrent layers, and on CPU for convolutions with more than 32
+            images per task (where it is faster), vmap otherwise. Lists of tasks of different sizes are always looped
+            over.
         compile: Computes value and gradient of ``outer_loss`` by one function that is traced and compiled for the first
             tasks of each size, which takes seconds to minutes; ``compiled.seconds`` tells. Results are those of
             ``compile=False`` within rounding; the gradient cannot be differentiated any further. `evaluate` and `adapt`
@@ -372,6 +373,8 @@ class MetaLearner(nn.Module):
     def _vectorised(self, tasks: Task) -> bool:
         if self.strategy != "auto":
             return self.strategy == "vmap"
+        if len(tasks.support.y) == 1:
+            return False
         modules = list(self.model.modules())
         if any(isinstance(module, nn.RNNBase) for module in modules):
             return False
