@@ -4,6 +4,8 @@ import pytest
 
 from meta_init.datasets import pictures
 
+collect_ignore = ["benchmarks"]  # it needs packages that the tests do not, and measures
+
 
 @pytest.fixture
 def opened(monkeypatch):
