@@ -73,7 +73,8 @@ def compiled_step(info: OptimizerInfo) -> None:
             if i == 1:
                 frames = counter.frame_count
         ran.append(snapshot(optimizer))
-    same(*ran)
+    # The eager LSTM multiplies small tensors together and large ones in pieces, which rounds otherwise.
+    same(*ran, rtol=1e-5, atol=1e-7)
     assert 0 < frames <= 2  # the first step begins the state
     assert counter.frame_count == frames
     breaks = torch._dynamo.utils.counters["graph_break"]

@@ -105,18 +105,18 @@ def setups(info: OptimizerInfo) -> Iterator[tuple[dict[str, Any], Line]]:
         yield optim_input.kwargs, Line()
 
 
-def same(actual: Any, expected: Any) -> None:
-    """Asserts that nested containers hold equal values, tensors bit for bit."""
+def same(actual: Any, expected: Any, *, rtol: float = 0.0, atol: float = 0.0) -> None:
+    """Asserts that nested containers hold equal values, tensors bit for bit unless said otherwise."""
     if isinstance(expected, Tensor):
-        assert_close(actual, expected, rtol=0, atol=0)
+        assert_close(actual, expected, rtol=rtol, atol=atol)
     elif isinstance(expected, dict):
         assert actual.keys() == expected.keys()
         for key, value in expected.items():
-            same(actual[key], value)
+            same(actual[key], value, rtol=rtol, atol=atol)
     elif isinstance(expected, (list, tuple)):
         assert len(actual) == len(expected)
         for one, other in zip(actual, expected, strict=True):
-            same(one, other)
+            same(one, other, rtol=rtol, atol=atol)
     else:
         assert actual == expected
 

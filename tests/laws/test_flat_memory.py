@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call, grad
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from learned_optim import LSTMRule, SGDRule, bind, differentiable_twice, unroll
 from learned_optim.captured import Captured
@@ -199,16 +202,32 @@ def test_batch_norm_with_running_statistics_in_both_modes(training):
     assert_close(dict(model.named_buffers()), before)
 
 
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of the tensors that were made in it and are still there, after each operation."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self.most = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {
+            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
+        }
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given:
+                storage = tensor.untyped_storage()
+                self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.held = {key: value for key, value in self.held.items() if not value[0].expired()}
+        self.most = max(self.most, sum(size for _, size in self.held.values()))
+        return result
+
+
 def peak(function):
     """The most bytes that are allocated at once while it runs, beyond those before."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with Allocated() as allocated:
         function()
-    held = most = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
+    return allocated.most
 
 
 def test_memory_grows_by_the_boundaries_alone():
