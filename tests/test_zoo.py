@@ -1,6 +1,7 @@
 """The zoo and the synthetic corpus: every problem can be trained, no optimizer was trained on the zoo, and the page
 says what the files of the races say."""
 
+import dataclasses
 import functools
 import importlib.util
 import math
@@ -256,7 +257,9 @@ def run(monkeypatch, *arguments):
 def test_a_race_of_the_corpus_and_the_screening_of_a_checkpoint(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     few = {"seeds": 2, "tuning_seeds": 1}
-    monkeypatch.setattr(script, "COLLECTIONS", {k: script.replace(one, **few) for k, one in script.COLLECTIONS.items()})
+    monkeypatch.setattr(
+        script, "COLLECTIONS", {k: dataclasses.replace(one, **few) for k, one in script.COLLECTIONS.items()}
+    )
     monkeypatch.setattr(script, "STEPS", 10)
     run(monkeypatch, "corpus", "bowls", "--steps", "10")
     result = load_result(script.path("corpus", "bowls", 10))
