@@ -368,7 +368,7 @@ class Ordinary(pl.LightningModule):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda params: LSTMOptimizer(params, checkpoint="mnist-mlp"),
+        lambda params: LSTMOptimizer(params, checkpoint="mnist-mlp@1"),
         lambda params: LSTMOptimizer(params, rule=LSTMRule(("log_sign", "moments"), shortcut=True)),
         lambda params: MetaSGD(params, alpha=0.05),
     ],
