@@ -84,8 +84,8 @@ CHECKPOINTS = {
         "An LSTM optimizer for small networks on images, trained on a single problem: a 784-20-10 sigmoid network on "
         "MNIST, 200 steps.",
         "Trained on 200 steps: over 1,000 tuned optimizers overtake it. It takes small steps where gradients are much "
-        "larger than a classifier's: on a linear regression with squared errors of 4 at the start, 40 steps took away a "
-        "third of the loss. What it does with other networks and images is in the tables; what is not there was not "
+        "larger than a classifier's: on a linear regression with squared errors of 4 at the start, 40 steps took away "
+        "a third of the loss. What it does with other networks and images is in the tables; what is not there was not "
         "measured.",
         Guard(),
     ),
