@@ -35,7 +35,7 @@ def steps_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> bool:
     return bool(largest < LARGE) and all(bool(torch.isfinite(weight).all()) for weight in rule.parameters())
 
 
-def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> tuple[Tensors, Tensor]:
+def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> Tensors:
     """`Rule.step_` of a coordinatewise rule without shared state: large tensors are cut up, small ones put together.
 
     Nothing is allocated that grows with the model, but for the updates.
@@ -47,12 +47,11 @@ def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> tuple[Tensor
             tensor.
 
     Returns:
-        The updates, and whether all are finite. They are unless the state is not; then it is left as it is for the
-        coordinates of the chunk, and goes on for others.
+        The updates. They are finite unless the state is not; then it is left as it is for the coordinates of the chunk,
+        and goes on for others.
     """
     dtype = next((weight.dtype for weight in rule.parameters()), next(iter(grads.values())).dtype)
     updates = {name: torch.empty(grad.shape, dtype=dtype) for name, grad in grads.items()}
-    finite = True
     for names in _of_one_age(state.per_param, grads):
         owns = [state.per_param[name] for name in names]
         keys = [key for key in owns[0] if key != "step"]
@@ -68,15 +67,15 @@ def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> tuple[Tensor
             )
             own = dict(zip(keys, values, strict=True)) | clock
             out, new = rule({_ALL: grad}, RuleState({_ALL: own}, state.shared), {})
+            after = [out[_ALL]]
             if bool(torch.isfinite(out[_ALL]).all()):
-                sizes = [len(piece[0]) for piece in pieces]
-                for place, value in enumerate((out[_ALL], *(new.per_param[_ALL][key] for key in keys)), start=1):
-                    torch._foreach_copy_([piece[place] for piece in pieces], torch.split(value, sizes))
-            else:
-                finite = False
+                after += [new.per_param[_ALL][key] for key in keys]
+            sizes = [len(piece[0]) for piece in pieces]
+            for place, value in enumerate(after, start=1):
+                torch._foreach_copy_([piece[place] for piece in pieces], torch.split(value, sizes))
         if clocks:
             torch._foreach_copy_(clocks, [new.per_param[_ALL]["step"]] * len(clocks))
-    return updates, torch.tensor(finite)
+    return updates
 
 
 def _of_one_age(per_param: dict[str, Tensors], grads: Tensors) -> Iterable[list[str]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from learned_optim.cells import lstm_cell
 from learned_optim.chunks import step_in_chunks, steps_in_chunks
 from learned_optim.features import FEATURES, ever_seen, over_root
-from learned_optim.reduction import tensor_means
+from learned_optim.reduction import all_finite, tensor_means
 from learned_optim.rule import Rule, Scope
 from learned_optim.types import RuleState, Tensors
 
@@ -143,8 +143,10 @@ class LSTMRule(Rule):
     def step_(
         self, grads: Tensors, state: RuleState, params: Tensors, *, finite: Tensor | None = None
     ) -> tuple[Tensors, Tensor]:
-        if not self.normalised and steps_in_chunks(self, grads, state):
-            return step_in_chunks(self, grads, state)
+        # What is not finite elsewhere, on another shard, is left out here too.
+        if not self.normalised and (finite is None or bool(finite)) and steps_in_chunks(self, grads, state):
+            updates = step_in_chunks(self, grads, state)
+            return updates, all_finite(updates)
         return super().step_(grads, state, params, finite=finite)
 
     def _output(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:

@@ -65,6 +65,15 @@ def test_what_is_not_finite_does_not_enter_the_state_of_others():
     assert_close(state.per_param["large"]["m"][-1], before["large"]["m"][-1])
 
 
+@torch.no_grad()
+def test_a_step_that_is_not_finite_elsewhere_is_not_taken():
+    rule, params, state = setting("moments")
+    before = {name: {key: value.clone() for key, value in own.items()} for name, own in state.per_param.items()}
+    _, finite = rule.step_(grads_of(params), state, params, finite=torch.tensor(False))
+    assert not finite
+    assert_close(state.per_param, before, rtol=0, atol=0)
+
+
 REFUSED = {
     "huge": lambda rule, grads, state: grads["matrix"].fill_(1e19),
     "not a number": lambda rule, grads, state: grads["matrix"].fill_(math.nan),
