@@ -88,7 +88,9 @@ def unroll(
         return apply_updates(params, updates, lr=lr, weight_decay=weight_decay), state
 
     value_and_grad = partial(_value_and_grad, first_order=first_order)
-    flat = FlatSteps(loss_fn, value_and_grad, advance, first_order=first_order) if flat_memory else None
+    flat = None
+    if flat_memory and torch.is_grad_enabled():  # else nothing is remembered anyway
+        flat = FlatSteps(loss_fn, value_and_grad, advance, first_order=first_order)
     losses: list[Tensor] = []
     given = _arguments(batches, steps)
     while len(losses) < steps:

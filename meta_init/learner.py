@@ -318,11 +318,9 @@ class MetaLearner(nn.Module):
     def _unroll(self, params: Tensors, state: RuleState, batches: list[Batch], buffers: Tensors) -> Unrolled:
         """One step on each of the batches."""
 
-        flat_memory = self.flat_memory if torch.is_grad_enabled() else False
-
         def loss(theta: Tensors, batch: Batch) -> Tensor:
             # What is recomputed is so when the context around all tasks has been left.
-            with _adaptable(self.model) if flat_memory else nullcontext():
+            with _adaptable(self.model) if self.flat_memory else nullcontext():
                 value: Tensor = self.loss(self.predict(theta, _copies(buffers), batch.x), batch.y)
             return value
 
@@ -335,7 +333,7 @@ class MetaLearner(nn.Module):
             steps=steps,
             batches=batches,
             first_order=self.first_order,
-            flat_memory=flat_memory,
+            flat_memory=self.flat_memory,
         )
 
     def _steps(self, steps: int | None) -> int:
