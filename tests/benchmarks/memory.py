@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.benchmarks.measuring import Bar, Benchmark, Contender, Group, Missing, Setup, over, ratio
+from tests.benchmarks.measuring import Bar, Benchmark, Contender, Group, Setup, over, ratio
 from tests.benchmarks.meta_gradients import Problem, conv, images, ours
 
 PLAIN, FLAT = "plain", "flat_memory=True"
@@ -32,18 +32,8 @@ NETWORKS: dict[str, tuple[Callable[..., Problem], int]] = {
 
 
 def contender(make: Callable[..., Problem], steps: int, *, flat: bool) -> Callable[[], Any]:
-    """The eager meta-gradient.
-
-    Raises:
-        Missing: This version has no such switch.
-    """
-    problem = make(steps=steps)
-    try:
-        return ours(problem, **({"flat_memory": True} if flat else {}))
-    except TypeError as error:
-        if "flat_memory" not in str(error):
-            raise
-        raise Missing("This version of the package has no flat_memory.") from error
+    """The eager meta-gradient."""
+    return ours(make(steps=steps), flat_memory=flat)
 
 
 def _title(name: str, steps: int) -> str:
