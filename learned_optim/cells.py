@@ -28,7 +28,7 @@ def lstm_cell(x: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias: Ten
 
     Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
     """
-    # tanh(a) = 2 sigmoid(2 a) - 1, for torch's sigmoid takes a sixth of the time of its tanh on CPU: one over the
+    # tanh(a) = 2 sigmoid(2 a) - 1, for torch's sigmoid takes far less time than its tanh on CPU: one over the
     # contiguous block of all four gates, and one over the new cell.
     scale = weight.new_tensor((1.0, 1.0, 2.0, 1.0)).repeat_interleave(hidden.shape[-1])  # (4 H,)
     gates = torch.sigmoid(F.linear(torch.cat((x, hidden), dim=-1), weight * scale.unsqueeze(-1), bias * scale))

@@ -74,6 +74,8 @@ class FlatSteps:
             try:
                 now, along_it = jvp(lambda params: gradient(params, chosen), (params,), (along,))[:2]
                 return now[1], along_it
+            # So says torch of operations without a forward-mode derivative; a loss that raises it for a reason of its
+            # own does so again below.
             except NotImplementedError as error:
                 warnings.warn(
                     f"flat_memory: the loss has no forward-mode derivative; each step goes through the graph of its "
@@ -91,7 +93,7 @@ class FlatSteps:
         held = (self.of_loss.tensors, self.of_advance.tensors)
         leaves, structure = tree_flatten((params, tuple(state), list(arguments), held))
         segment = _Segment(self, leaves, structure)
-        outputs = _Recomputed.apply(  # type: ignore[no-untyped-call]
+        outputs = _Recomputed.apply(  # type: ignore[no-untyped-call]  # torch leaves it without types
             segment, *[leaf for leaf in leaves if isinstance(leaf, Tensor)]
         )
         losses, params, state = tree_unflatten(list(outputs[: segment.result.num_leaves]), segment.result)
@@ -325,6 +327,7 @@ class _Surroundings:
 
 
 def _modes() -> list[Any]:
+    # There is no public way to them; torch leaves it without types.
     modes: list[Any] = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     return modes
 

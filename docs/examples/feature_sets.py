@@ -23,7 +23,7 @@ import torch
 from learned_optimizers import RESULTS as RACES  # beside this file
 from learned_optimizers import ROWS
 
-from learned_optim import LSTMRule, load_checkpoint, save_checkpoint, write_atomically
+from learned_optim import LSTMRule, save_checkpoint, write_atomically
 from learned_optim.problems import ImageClassification, tied_mlp
 from learned_optim.race import BASELINES, Interval, RaceResult, entrant, load_result, race
 from lightning_modules import LearnedOptimizerModule
@@ -77,15 +77,10 @@ def train(name: str) -> None:
 
 def contest(row: str) -> RaceResult:
     """Lets all sets race the best tuned optimizer on a problem, and writes the file."""
-    nag = BASELINES["nag"]
     tuned = load_result(RACES / f"{row}.json")
-    entrants = {}
-    for name in SETS:
-        load_checkpoint(file(name))
-        entrants[name] = entrant(f"rule:{file(name)}")
     result = race(
         PROBLEMS[row],
-        {**entrants, BEST: nag},
+        {**{name: entrant(f"rule:{file(name)}") for name in SETS}, BEST: BASELINES["nag"]},
         steps=STEPS,
         seeds=tuned.seeds,
         tune=True,

@@ -1,4 +1,4 @@
-"""The zoo and the corpus: optimizers that are not tuned beside tuned Adam, on problems that none was trained on.
+"""The zoo and the corpus: optimizers that are not tuned beside tuned Adam, on problems that are new to them.
 
     python docs/examples/zoo.py race PROBLEM ... [--jobs 2] [--steps 500]
     python docs/examples/zoo.py corpus FAMILY ... [--jobs 2] [--steps 500]

@@ -1,4 +1,4 @@
-"""The zoo: problems of many kinds to test optimizers on, which none is trained on.
+"""The zoo: problems of many kinds to test optimizers on, which those that are to carry over are not trained on.
 
 They are small, so that 500 steps take seconds on one core. None has the network or the data of a family of the
 synthetic corpus. Losses are at least 0, so that ratios of them mean something.

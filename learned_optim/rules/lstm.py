@@ -144,7 +144,7 @@ class LSTMRule(Rule):
         self, grads: Tensors, state: RuleState, params: Tensors, *, finite: Tensor | None = None
     ) -> tuple[Tensors, Tensor]:
         # What is not finite elsewhere, on another shard, is left out here too.
-        if not self.normalised and steps_in_chunks(self, grads, state) and (finite is None or bool(finite)):
+        if self.scope == "coordinate" and steps_in_chunks(self, grads, state) and (finite is None or bool(finite)):
             updates = step_in_chunks(self, grads, state)
             return updates, all_finite(updates)
         return super().step_(grads, state, params, finite=finite)
