@@ -66,8 +66,8 @@ class LearnedOptimizerModule(pl.LightningModule):
         clip: The largest norm that a single problem's meta-gradient may have: longer ones are shortened to it before
             they are averaged, and those that are not finite left out, so that a few unstable problems do not drown the
             others. Not with ``coordinates`` or ``teacher`` (truncated).
-        flat_memory: Recomputes steps in the backward pass, so that memory hardly grows with the window, but for
-            parameters and states at every step, or at every n-th for a number n; see `unroll` (truncated).
+        flat_memory: Recomputes steps in the backward pass, so that memory grows with the window by what is kept between
+            steps alone, or between every n-th and the next for a number n; see `unroll` (truncated).
         teacher: A rule to imitate, such as ``AdamRule(0.02)`` (truncated), see `learned_optim.imitation`.
         teacher_weight: What the mean relative distance to its steps counts for, beside the loss.
         teacher_epochs: The weight falls to zero over so many epochs; 0 keeps it.

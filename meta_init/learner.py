@@ -129,8 +129,9 @@ class MetaLearner(nn.Module):
             tasks of each size, which takes seconds to minutes; ``compiled.seconds`` tells. Results are those of
             ``compile=False`` within rounding; the gradient cannot be differentiated any further. `evaluate` and `adapt`
             are not compiled. Without a compiler the traced graph itself is run, with a warning.
-        flat_memory: Recomputes inner steps in the backward pass, so that memory hardly grows with K; see `unroll`. Not
-            with ``compile``, which would undo it, nor with ``step_weights``, for which all query losses are kept.
+        flat_memory: Recomputes inner steps in the backward pass, so that memory grows with K by what is kept between
+            steps alone; see `unroll`. Not with ``compile``, which would undo it, nor with ``step_weights``, for which
+            all query losses are kept.
 
     Raises:
         ValueError: Nothing to adapt, ``steps`` below 1, weights of another number than K, an unknown strategy, or
