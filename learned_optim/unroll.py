@@ -70,8 +70,8 @@ def unroll(
             first-order MAML do: no second derivatives. phi and theta_0 keep their own gradients.
         guard: Keeps the steps within a trust region. Its memory is added to the returned state.
         flat_memory: Recomputes the steps in the backward pass, so that memory holds a single one beside the parameters
-            and states at the boundaries of steps, and the gradients there; with n, parameters and states at every n-th
-            alone, for one more evaluation of each step. See `FlatSteps`.
+            and states at the boundaries of steps; with n, parameters and states at every n-th boundary and n steps.
+            See `FlatSteps`.
 
     Raises:
         ValueError: ``steps`` is negative or no whole number, ``batches`` ends early, the loss is no scalar, or
@@ -90,7 +90,7 @@ def unroll(
     value_and_grad = partial(_value_and_grad, first_order=first_order)
     flat = None
     if flat_memory and torch.is_grad_enabled():  # else nothing is remembered anyway
-        flat = FlatSteps(loss_fn, value_and_grad, advance, first_order=first_order)
+        flat = FlatSteps(loss_fn, value_and_grad, advance)
     losses: list[Tensor] = []
     given = _arguments(batches, steps)
     while len(losses) < steps:

@@ -352,9 +352,11 @@ def test_the_network_for_cifar():
     network = conv_net(norm=True, hidden_norm=True, size=32, colours=3)
     kinds = [type(layer).__name__ for layer in network]
     block = ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
-    assert kinds == [*block * 3, "Flatten", "Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert kinds == ["_ChannelsLast", *block * 3, "Flatten", "Linear", "BatchNorm1d", "ReLU", "Linear"]
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
-    assert conv_net(kernel=5, size=32, colours=3)[0].weight.shape == (16, 3, 5, 5)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(network[0](x), x)
+    assert conv_net(kernel=5, size=32, colours=3)[1].weight.shape == (16, 3, 5, 5)
 
 
 def test_tied_weights_are_the_full_network_s():
