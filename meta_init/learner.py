@@ -221,8 +221,7 @@ class MetaLearner(nn.Module):
         tasks = as_tasks(tasks)
         count_tasks(tasks)
         if self.compiled is not None and torch.is_grad_enabled():
-            with _adaptable(self.model):
-                return self.compiled(self, tasks)
+            return self.compiled(self, tasks)
         return self.forward(tasks)
 
     def forward(self, tasks: Task | Sequence[Task]) -> tuple[Tensor, dict[str, Tensor]]:
