@@ -51,7 +51,9 @@ def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> Tensors:
         and goes on for others.
     """
     dtype = next((weight.dtype for weight in rule.parameters()), next(iter(grads.values())).dtype)
-    updates = {name: torch.empty(grad.shape, dtype=dtype) for name, grad in grads.items()}
+    numbers = [grad.numel() for grad in grads.values()]
+    places = torch.split(torch.empty(sum(numbers), dtype=dtype), numbers)
+    updates = {name: place.view(grad.shape) for (name, grad), place in zip(grads.items(), places, strict=True)}
     for names in _of_one_age(state.per_param, grads):
         owns = [state.per_param[name] for name in names]
         keys = [key for key in owns[0] if key != "step"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -131,29 +132,38 @@ def network_mean(values: Tensors, marks: Tensors) -> Tensor:
     return both[0] / both[1].clamp(min=1)
 
 
-def anywhere(flags: Tensors) -> Tensors:
-    """Whether any coordinate of each tensor is marked, on all shards: 0-dimensional bool tensors.
-
-    Args:
-        flags: By parameter name, bool tensors.
-    """
-    return {name: count > 0 for name, count in totals({name: f.any().float() for name, f in flags.items()}).items()}
-
-
 def all_finite(tensors: Tensors) -> Tensor:
     """Whether all coordinates are finite, on all shards: a 0-dimensional bool tensor, without asking the host.
 
     Args:
         tensors: By parameter name, at least one.
     """
-    return ~_any(anywhere({name: ~torch.isfinite(value) for name, value in tensors.items()}))
+    return ~_anywhere(~torch.isfinite(_largest(tensors)), tensors)
 
 
 def all_zero(tensors: Tensors) -> Tensor:
     """Whether all coordinates are zero, likewise."""
-    return ~_any(anywhere({name: value != 0 for name, value in tensors.items()}))
+    return ~_anywhere(_largest(tensors) != 0, tensors)
 
 
-def _any(flags: Tensors) -> Tensor:
-    device = next(iter(flags.values())).device
-    return torch.stack([flag.to(device) for flag in flags.values()]).any()
+def _largest(tensors: Tensors) -> Tensor:
+    """The largest magnitude in each tensor, NaN where there is one, and 0 in an empty one: shape (number,)."""
+    first = next(iter(tensors.values()))
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, value in enumerate(tensors.values()):
+        if value.numel():
+            kinds.setdefault((value.device, value.dtype), []).append(place)
+    values = [*tensors.values()]
+    largest = torch.zeros(len(values), dtype=torch.float64, device=first.device)
+    for places in kinds.values():
+        norms = torch.stack(torch._foreach_norm([values[place] for place in places], math.inf))
+        if len(places) == len(values):
+            return norms
+        largest[places] = norms.to(largest)
+    return largest
+
+
+def _anywhere(marks: Tensor, tensors: Tensors) -> Tensor:
+    """Whether any of the marks, one for each tensor, is set on any shard."""
+    counts = totals(dict(zip(tensors, marks.float().unbind(), strict=True)))
+    return torch.stack([count.to(marks.device) for count in counts.values()]).any()

@@ -90,6 +90,14 @@ CHECKPOINTS = {
         "was not measured.",
         Guard(),
     ),
+    "cifar-conv": Checkpoint(
+        "cifar-conv@1",
+        "An LSTM optimizer for small convolutional networks with batch normalisation, trained on smaller networks and "
+        "smaller images than those of Andrychowicz et al. 2016, section 3.3.",
+        "Trained on 200 steps and the first 10,000 images of CIFAR-10. What it does without batch normalisation, with "
+        "other images and in longer trainings was not measured.",
+        Guard(),
+    ),
     "default": Checkpoint(
         "default@1",
         "An LSTM optimizer for small networks of any kind, trained on drawn functions and on small networks with drawn "
