@@ -279,6 +279,18 @@ def test_a_race_of_the_corpus_and_the_screening_of_a_checkpoint(tmp_path, monkey
     assert (script.RESULTS / "corpus.png").exists()
     published = (script.RESULTS / "README.md").read_bytes()
 
+    file, name = script.path("corpus", "bowls", 10), "LSTM (default)"
+    kept = dataclasses.replace(result, entries=[e for e in result.entries if e.name != name], command="as it was")
+    kept.save(file)
+    run(monkeypatch, "corpus", "bowls", "--steps", "10", "--only", "lstm:default")
+    assert [e.final for e in load_result(file).entries] == [e.final for e in result.entries]
+    assert load_result(file).command == "as it was"
+    other = dataclasses.replace(result.entry("Adam"), final=(1.0, 2.0))
+    dataclasses.replace(result, entries=[other if e.name == "Adam" else e for e in result.entries]).save(file)
+    with pytest.raises(RuntimeError, match="bowls: tuned Adam's runs are not those in the file"):
+        run(monkeypatch, "corpus", "bowls", "--steps", "10", "--only", "lstm:default")
+    result.save(file)
+
     run(monkeypatch, "corpus", "bowls", "--steps", "10", "--validation", "--checkpoint", "quadratic")
     assert "LSTMRule (quadratic)" in capsys.readouterr().out
     assert (script.RESULTS / "README.md").read_bytes() == published
@@ -295,6 +307,7 @@ def test_a_race_of_the_corpus_and_the_screening_of_a_checkpoint(tmp_path, monkey
         (["race", "mnist"], "all, or some of mnist-mlp.*got \\['mnist'\\]"),
         (["corpus"], "name problems"),
         (["race", "all", "--checkpoint", "quadratic"], "needs --validation"),
+        (["race", "all", "--validation", "--only", "lstm:default"], "--only is for what is bundled"),
     ],
 )
 def test_what_cannot_be_raced_is_refused(arguments, message, monkeypatch, capsys):

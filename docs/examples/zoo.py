@@ -4,6 +4,7 @@
     python docs/examples/zoo.py corpus FAMILY ... [--jobs 2] [--steps 500]
     python docs/examples/zoo.py table
     python docs/examples/zoo.py race all --validation --checkpoint FILE
+    python docs/examples/zoo.py race all --only lstm:default
 
 ``all`` stands for every PROBLEM of the zoo, or every FAMILY of the synthetic corpus. Each is raced by the bundled
 optimizers, by Adam as tuned on validation problems, and by Adam and RMSprop with torch's defaults; that is written to
@@ -11,7 +12,8 @@ docs/results/zoo. A tuning that is there already is not done again: delete the f
 and the figures from the files, as every race does at its end.
 
 With ``--validation`` the problems are others, which are never test problems, and so candidates for bundling can be
-compared on them; the results are printed, and kept in runs/zoo.
+compared on them; the results are printed, and kept in runs/zoo. With ``--only`` the others' runs stay as they are in
+the files, for what is new in one of the bundled; that tuned Adam runs as it did there is checked.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -102,9 +104,31 @@ def path(what: str, name: str, steps: int = STEPS, root: Path = RESULTS) -> Path
 
 
 def contest(
-    what: str, name: str, learned: Iterable[str], *, steps: int, jobs: int, validation: bool, command: str
+    what: str,
+    name: str,
+    learned: Iterable[str],
+    *,
+    steps: int,
+    jobs: int,
+    validation: bool = False,
+    keep: bool = False,
+    command: str,
 ) -> RaceResult:
-    """Races on one problem, and writes the file."""
+    """Races on one problem, and writes the file.
+
+    Args:
+        what: The collection.
+        name: The problem's name there.
+        learned: Optimizers beside those that all are compared with.
+        steps: Of each run.
+        jobs: Processes.
+        validation: Whether the problems are others than the test problems.
+        keep: Whether the runs of other optimizers that are in the file stay there.
+        command: What was run.
+
+    Raises:
+        RuntimeError: With ``keep``, tuned Adam's runs are not those in the file.
+    """
     among = COLLECTIONS[what]
     file = path(what, name, steps, RUNS if validation else RESULTS)
     tuned, known = range(among.tuning_seeds), {}
@@ -113,7 +137,7 @@ def contest(
             known |= load_result(earlier).tunings(steps=steps, tuning_seeds=tuned)
     result = race(
         among.problems[name],
-        [*learned, BASELINES["adam"], *UNTUNED.values()],
+        [*learned, BASELINES["adam"], *(() if keep else UNTUNED.values())],
         steps=steps,
         seeds=VALIDATION if validation else among.seeds,
         tune=True,
@@ -122,8 +146,19 @@ def contest(
         jobs=jobs,
         command=command,
     )
+    if keep:
+        result = _merged(result, load_result(file))
     result.save(file)
     return result
+
+
+def _merged(new: RaceResult, old: RaceResult) -> RaceResult:
+    """The old result with the new runs in the place of those of the same name, or before the others."""
+    if new.entry(TUNED).final != old.entry(TUNED).final or new.seeds != old.seeds:
+        raise RuntimeError(f"{old.problem}: tuned Adam's runs are not those in the file; race all of them again")
+    found = {entry.name: entry for entry in new.entries}
+    known = [found.pop(entry.name, entry) for entry in old.entries]
+    return replace(old, entries=(*found.values(), *known))
 
 
 def logs(results: Mapping[str, RaceResult], name: str, to: str) -> dict[str, list[float]]:
@@ -335,7 +370,10 @@ def main() -> None:
         metavar="NAME",
         help="races instead of what is bundled; a name or file",
     )
+    parser.add_argument("--only", choices=LEARNED, help="races it and tuned Adam; the others' runs stay as they are")
     args = parser.parse_args()
+    if args.only and args.validation:
+        parser.error("--only is for what is bundled; with --validation give --checkpoint")
     if args.checkpoint and not args.validation:
         parser.error("--checkpoint needs --validation: test problems are for what is bundled")
     if args.what == "table":
@@ -347,7 +385,7 @@ def main() -> None:
     if unknown or not names:
         parser.error(f"name problems: all, or some of {', '.join(among.problems)}; got {unknown}")
     bundled = [name for name in LEARNED if name.partition(":")[2] in available_checkpoints()]
-    learned = [f"rule:{name}" for name in args.checkpoint] or bundled
+    learned = [args.only] if args.only else [f"rule:{name}" for name in args.checkpoint] or bundled
     for name in learned:
         entrant(name)  # that it is there, before anything is run
     torch.set_num_threads(1)  # the operations are too small to be shared
@@ -362,6 +400,7 @@ def main() -> None:
             steps=args.steps,
             jobs=args.jobs,
             validation=args.validation,
+            keep=args.only is not None,
             command=shlex.join(["python", "docs/examples/zoo.py", args.what, name, "--steps", str(args.steps)]),
         )
         print(f"{details({name: results[name]})[-1]} {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
