@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from learned_optim.checkpoint import DEFAULT_CHECKPOINT, load_checkpoint, read_guard
@@ -68,9 +69,10 @@ class LSTMOptimizer(RuleOptimizer):
         guard: Whether steps are kept within a trust region, with Adam to fall back on; see `Guard`, of which one may
             be given. By default the one that was saved with the checkpoint (`read_guard`), as with all bundled ones;
             none for a rule of your own.
+        state_dtype: See `LSTMRule`; for the rule of a checkpoint.
 
     Raises:
-        ValueError: Both a checkpoint and a rule, or see `RuleOptimizer`.
+        ValueError: Both a checkpoint and a rule, ``state_dtype`` for a rule that is given, or see `RuleOptimizer`.
         CheckpointError: See `load_checkpoint`.
 
     Source: Andrychowicz et al. 2016.
@@ -92,8 +94,14 @@ class LSTMOptimizer(RuleOptimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         guard: bool | Guard | None = None,
+        state_dtype: torch.dtype | str | None = None,
     ) -> None:
+        if rule is not None and state_dtype is not None:
+            raise ValueError("LSTMOptimizer: state_dtype is for checkpoints; make the rule with it instead")
         rule, guard = _chosen("LSTMOptimizer", LSTMRule, checkpoint, rule, guard, default=DEFAULT_CHECKPOINT)
+        if state_dtype is not None:
+            assert isinstance(rule, LSTMRule)
+            rule.state_dtype = state_dtype
         super().__init__(params, rule, lr=lr, weight_decay=weight_decay, maximize=maximize, guard=guard)
 
 

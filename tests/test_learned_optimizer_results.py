@@ -52,9 +52,18 @@ def test_each_race_is_that_of_its_row(name):
     assert f"race {name}" in result.command
     learned = [entry for entry in result.entries if not entry.hand_designed]
     assert [entry.name for entry in learned] == [f"LSTM ({row.checkpoint})"]
-    assert {entry.name for entry in result.entries if entry.hand_designed} == {one.name for one in BASELINES.values()}
+    assert {entry.name for entry in result.entries if entry.hand_designed} == {
+        BASELINES[name].name for name in row.baselines
+    }
     assert all(entry.tuning is not None and entry.tuning.inside for entry in result.entries if entry.hand_designed)
     assert (len(result.seeds), len(result.tuning_seeds)) == (row.seeds, row.tuning_seeds)
+
+
+def test_the_page_of_state_dtypes_is_made_from_its_races():
+    module = importlib.import_module("state_dtype")
+    results = module.measured()
+    assert [*results] == [*module.RACES]
+    assert (module.RESULTS / "README.md").read_text() == module.page(results)
 
 
 def test_the_page_of_dose_curves_is_made_from_its_race():

@@ -47,12 +47,15 @@ class LSTMRule(Rule):
         normalised: Whether the output is divided by its root mean square over the tensor, so that the rule chooses a
             direction, and a step between a tenth and ten times ``output_scale``. Coordinates that do not move do not
             count. The rule then looks at whole tensors.
+        state_dtype: In which hidden and cell values are kept between steps, a floating-point dtype or its name;
+            ``"bfloat16"`` halves their memory. By default, and within a step always, that of the weights. It may be set
+            as an attribute too, before an optimizer begins.
 
     The LSTM runs in the dtype of its weights, whatever the dtype of the parameters; so does its state, per coordinate
     ``hidden_i`` and ``cell_i`` of shape ``param.shape + (H,)`` for each layer i, beside what the features remember.
 
     Raises:
-        ValueError: An unknown feature, or a size or scale out of range.
+        ValueError: An unknown feature, a size or scale out of range, or a ``state_dtype`` that is none.
 
     Source: Andrychowicz et al. 2016, section 2.1; Lv et al. 2017, section 4, for ``"moments"`` and ``bounded``;
     Wichrowska et al. 2017, section 3.2, and Celo2 2026 for an update that is normalised over its tensor.
@@ -73,6 +76,7 @@ class LSTMRule(Rule):
         shortcut: bool = False,
         move_unseen: bool = False,
         normalised: bool = False,
+        state_dtype: torch.dtype | str | None = None,
     ) -> None:
         super().__init__()
         self.features = (features,) if isinstance(features, str) else tuple(features)
@@ -90,6 +94,7 @@ class LSTMRule(Rule):
         self.output_scale = float(output_scale)
         if bounded is None:
             bounded = not normalised and any(FEATURES[name].bounded for name in self.features)
+        self.state_dtype = state_dtype
         if bounded and normalised:
             raise ValueError("LSTMRule: an output is bounded or normalised, not both")
         self.bounded, self.normalised, self.move_unseen = bounded, normalised, move_unseen
@@ -102,6 +107,20 @@ class LSTMRule(Rule):
         self.head = nn.Linear(hidden_size, 2 if normalised else 1)
         self.shortcut = nn.Parameter(torch.empty(inputs)) if shortcut else None
         self.reset_parameters()
+
+    @property
+    def state_dtype(self) -> torch.dtype | None:
+        """In which hidden and cell values are kept, None for the dtype of the weights."""
+        return self._state_dtype
+
+    @state_dtype.setter
+    def state_dtype(self, given: torch.dtype | str | None) -> None:
+        dtype = getattr(torch, given, None) if isinstance(given, str) else given
+        if given is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(
+                f"LSTMRule: state_dtype must be a floating-point dtype such as 'bfloat16', or None, got {given!r}"
+            )
+        self._state_dtype = dtype
 
     def reset_parameters(self) -> None:
         """Draws new weights, with torch's global random numbers and the bounds of ``nn.LSTM``."""
@@ -127,7 +146,8 @@ class LSTMRule(Rule):
                 state |= FEATURES[feature].init_state(param, dtype=dtype)
             for i in range(self.num_layers):
                 for key in (f"hidden_{i}", f"cell_{i}"):
-                    state[key] = torch.zeros(*param.shape, self.hidden_size, dtype=dtype, device=param.device)
+                    kept = self.state_dtype or dtype
+                    state[key] = torch.zeros(*param.shape, self.hidden_size, dtype=kept, device=param.device)
             per_param[name] = state
         return RuleState(per_param, {})
 
@@ -161,10 +181,12 @@ class LSTMRule(Rule):
 
         seen = None if self.move_unseen else ever_seen(grad, state["cell_0"])
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x, cell = lstm_cell(x, state[f"hidden_{i}"], state[f"cell_{i}"], weight, bias)  # (..., H)
+            hidden, cell = (state[f"{what}_{i}"].to(weight.dtype) for what in ("hidden", "cell"))
+            x, cell = lstm_cell(x, hidden, cell, weight, bias)  # (..., H)
             if seen is not None:
                 x, cell = x * seen.unsqueeze(-1), cell * seen.unsqueeze(-1)
-            new[f"hidden_{i}"], new[f"cell_{i}"] = x, cell
+            for key, value in ((f"hidden_{i}", x), (f"cell_{i}", cell)):
+                new[key] = value.to(state[key].dtype)
 
         heads = self.head(x)  # (..., 1), normalised (..., 2)
         out = heads[..., 0]
@@ -192,6 +214,8 @@ class LSTMRule(Rule):
         return updates
 
     def config(self) -> dict[str, Any]:
+        # Named where it is chosen only: states that were saved before there was a choice still fit.
+        kept = {} if self.state_dtype is None else {"state_dtype": str(self.state_dtype).removeprefix("torch.")}
         return {
             "features": list(self.features),
             "hidden_size": self.hidden_size,
@@ -201,6 +225,7 @@ class LSTMRule(Rule):
             "shortcut": self.shortcut is not None,
             "move_unseen": self.move_unseen,
             "normalised": self.normalised,
+            **kept,
         }
 
     def extra_repr(self) -> str:
