@@ -49,9 +49,10 @@ def page(results: dict[tuple[str, str, int], RaceResult]) -> str:
     lines = [
         "# Cells in bfloat16",
         "",
-        'Made by `python docs/examples/state_dtype.py`. Optimizers of bundled checkpoints with `state_dtype="bfloat16"`',
-        "beside the same ones as they are: final training losses, means over the last tenth of the steps and over",
-        "problems, and the geometric mean of their ratio with its 95 % interval. Below 1 bfloat16 is better.",
+        "Made by `python docs/examples/state_dtype.py`. Optimizers of bundled checkpoints with",
+        '`state_dtype="bfloat16"` beside the same ones as they are: final training losses, means over the last tenth',
+        "of the steps and over problems, and the geometric mean of their ratio with its 95 % interval. Below 1",
+        "bfloat16 is better.",
         "",
         "| checkpoint | problem | steps | float32 | bfloat16 | ratio |",
         "|---|---|---|---|---|---|",
