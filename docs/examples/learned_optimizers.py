@@ -2,12 +2,13 @@
 
     learned-optim fit --config docs/configs/learned-optimizers/NAME.yaml
     python docs/examples/learned_optimizers.py publish NAME
-    python docs/examples/learned_optimizers.py race ROW ... [--jobs 2]
+    python docs/examples/learned_optimizers.py race ROW ... [--jobs 2] [--only-learned]
     python docs/examples/learned_optimizers.py table
 
 A ROW is a name below; ``all`` stands for every one. ``race`` lets a bundled checkpoint race all hand-designed
 optimizers, which are tuned on validation problems, on test problems that nothing was trained or tuned on, and writes
-docs/results/learned-optimizers/ROW.json and ROW.png; a tuning that is there already is not done again. ``publish``
+docs/results/learned-optimizers/ROW.json and ROW.png; a tuning that is there already is not done again, and with
+``--only-learned`` neither are the runs of tuned optimizers, but for the best one's, which must be the same. ``publish``
 writes the trained optimizer that did best on validation problems as a bundled checkpoint. ``table`` makes the page from
 the races, and the cards of what was published, to which the races of docs/examples/zoo.py belong too.
 """
@@ -15,7 +16,7 @@ the races, and the cards of what was published, to which the races of docs/examp
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -141,11 +142,13 @@ missing among `_MOST`, is no better than Adam in any of the other rows.
 """
 
 
-def run(name: str, jobs: int) -> None:
+def run(name: str, jobs: int, *, only_learned: bool) -> None:
     """Races one row and writes its files."""
     row, file = ROWS[name], RESULTS / f"{name}.json"
     tuned = range(row.tuning_seeds)
-    known = load_result(file).tunings(steps=row.steps, tuning_seeds=tuned) if file.exists() else {}
+    old = load_result(file) if file.exists() or only_learned else None
+    known = {} if old is None else old.tunings(steps=row.steps, tuning_seeds=tuned)
+    baselines = [key for key in row.baselines if not only_learned or BASELINES[key].name == old.best]
     with tqdm(desc=name, unit="run") as bar:
 
         def progress(what: str, done: int, planned: int) -> None:
@@ -155,7 +158,7 @@ def run(name: str, jobs: int) -> None:
 
         result = race(
             row.problem,
-            [f"lstm:{row.checkpoint}", *row.baselines],
+            [f"lstm:{row.checkpoint}", *baselines],
             steps=row.steps,
             seeds=row.seeds,
             tune=True,
@@ -165,6 +168,9 @@ def run(name: str, jobs: int) -> None:
             progress=progress,
             command=f"python docs/examples/learned_optimizers.py race {name}",
         )
+    if only_learned:
+        others = tuple(entry for entry in old.entries if entry.hand_designed)
+        result = zoo.merged(result, replace(old, entries=others), old.best)
     result.save(file)
     draw(result, RESULTS / f"{name}.png")
     print(table(result))
@@ -304,6 +310,7 @@ def main() -> None:
     parser.add_argument("what", choices=["publish", "race", "table"])
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"all, or some of {', '.join(ROWS)}; or NAMEs")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--only-learned", action="store_true", help="tuned optimizers' runs stay as they are")
     args = parser.parse_args()
     known = CHECKPOINTS if args.what == "publish" else ROWS
     names = list(known) if args.rows == ["all"] else args.rows
@@ -320,7 +327,7 @@ def main() -> None:
         if args.what == "publish":
             publish(name)
         elif args.what == "race":
-            run(name, args.jobs)
+            run(name, args.jobs, only_learned=args.only_learned)
 
 
 if __name__ == "__main__":

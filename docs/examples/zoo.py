@@ -147,15 +147,19 @@ def contest(
         command=command,
     )
     if keep:
-        result = _merged(result, load_result(file))
+        result = merged(result, load_result(file), TUNED)
     result.save(file)
     return result
 
 
-def _merged(new: RaceResult, old: RaceResult) -> RaceResult:
-    """The old result with the new runs in the place of those of the same name, or before the others."""
-    if new.entry(TUNED).final != old.entry(TUNED).final or new.seeds != old.seeds:
-        raise RuntimeError(f"{old.problem}: tuned Adam's runs are not those in the file; race all of them again")
+def merged(new: RaceResult, old: RaceResult, tuned: str) -> RaceResult:
+    """The old result with the new runs in the place of those of the same name, or before the others.
+
+    Raises:
+        RuntimeError: The runs of the tuned optimizer, which are in both, differ.
+    """
+    if new.entry(tuned).final != old.entry(tuned).final or new.seeds != old.seeds:
+        raise RuntimeError(f"{old.problem}: tuned {tuned}'s runs are not those in the file; race all of them again")
     found = {entry.name: entry for entry in new.entries}
     known = [found.pop(entry.name, entry) for entry in old.entries]
     return replace(old, entries=(*found.values(), *known))

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from learned_optim.cells import lstm_cell
 from learned_optim.chunks import step_in_chunks, steps_in_chunks
 from learned_optim.features import FEATURES, ever_seen, over_root
+from learned_optim.fused import cells_, fusible
 from learned_optim.reduction import all_finite, tensor_means
-from learned_optim.rule import Rule, Scope
+from learned_optim.rule import Rule, Scope, overwrite
 from learned_optim.types import RuleState, Tensors
 
 
@@ -163,21 +164,40 @@ class LSTMRule(Rule):
     def step_(
         self, grads: Tensors, state: RuleState, params: Tensors, *, finite: Tensor | None = None
     ) -> tuple[Tensors, Tensor]:
+        if fusible(self, grads, state.per_param):
+            return self._fused(grads, state, finite)
         # What is not finite elsewhere, on another shard, is left out here too.
         if self.scope == "coordinate" and steps_in_chunks(self, grads, state) and (finite is None or bool(finite)):
             updates = step_in_chunks(self, grads, state)
             return updates, all_finite(updates)
         return super().step_(grads, state, params, finite=finite)
 
+    def _fused(self, grads: Tensors, state: RuleState, finite: Tensor | None) -> tuple[Tensors, Tensor]:
+        """`step_` by `cells_`. Where the state is not finite, what there is of it goes on by blocks of coordinates."""
+        inputs, remembered = {}, {}
+        for name, grad in grads.items():
+            inputs[name], remembered[name] = self._inputs(grad.to(self.head.weight.dtype), state.per_param[name])
+        finite = all_finite(inputs) & (all_finite(grads) if finite is None else finite)
+        updates = {}
+        for name, grad in grads.items():
+            updates[name] = self.output_scale * cells_(self, inputs[name], grad, state.per_param[name], finite)
+            overwrite(state.per_param[name], remembered[name], where=finite)
+        return updates, finite & all_finite(updates)
+
+    def _inputs(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        """All features, shape (..., F), and what they remember."""
+        inputs: list[Tensor] = []
+        remembered: Tensors = {}
+        for name in self.features:
+            values, new = FEATURES[name](grad, state)
+            inputs.append(values)
+            remembered |= new
+        return torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0], remembered
+
     def _output(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         """What the head says of each coordinate, shape (...), normalised (..., 3); and the new state."""
-        new = dict(state)
-        inputs = []
-        for name in self.features:
-            values, remembered = FEATURES[name](grad, state)
-            inputs.append(values)
-            new |= remembered
-        features = x = torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0]  # (..., F)
+        features, remembered = self._inputs(grad, state)
+        x, new = features, state | remembered
 
         seen = None if self.move_unseen else ever_seen(grad, state["cell_0"])
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):

@@ -1,0 +1,101 @@
+"""The cells of an LSTM rule in one kernel for GPUs, which moves the state once through memory."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learned_optim.types import Tensors
+
+LAYERS, UNITS = 2, 64
+"""Up to so many layers of so many units."""
+
+
+@functools.cache
+def _kernel() -> Any:
+    """The kernel, or None where there is no Triton: it comes with torch for CUDA."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from learned_optim.kernels import lstm_cells
+
+    return lstm_cells
+
+
+def fusible(rule: Any, grads: Tensors, per_param: dict[str, Tensors]) -> bool:
+    """Whether `cells_` can take this step: eagerly, on a GPU, with ordinary contiguous tensors; or anywhere, slowly,
+    where the environment asks Triton for its interpreter.
+
+    Args:
+        rule: An `LSTMRule` that looks at coordinates alone.
+        grads: By parameter name.
+        per_param: The state of each.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or rule.scope != "coordinate":
+        return False
+    if rule.num_layers > LAYERS or rule.hidden_size > UNITS or rule.head.weight.dtype != torch.float32:
+        return False
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return (
+        all(type(grad) is Tensor and (grad.is_cuda or interpreted) for grad in grads.values())
+        and all(tensor.is_contiguous() for name in grads for tensor in per_param[name].values())
+        and _kernel() is not None
+    )
+
+
+def cells_(rule: Any, features: Tensor, grad: Tensor, state: Tensors, where: Tensor) -> Tensor:
+    """What follows the features in `LSTMRule`: layers, head, shortcut and bound. Tested equal to it.
+
+    Args:
+        rule: The rule.
+        features: Its inputs, shape ``grad.shape + (F,)``.
+        grad: The gradient.
+        state: Of the parameter; hidden and cell values are written in place.
+        where: Whether they are, a 0-dimensional bool tensor on the device. They are not where an output of the same
+            block of coordinates is not finite either.
+
+    Returns:
+        The output before it is scaled, of the shape of ``grad``.
+    """
+    number, size = grad.numel(), rule.hidden_size
+    out = torch.empty(grad.shape, dtype=features.dtype, device=grad.device)
+    if not number:
+        return out
+    layers = rule.num_layers
+    first, last = 0, layers - 1  # of a single layer the second one's tensors are never looked at
+    kept = [state[f"{what}_{i}"] for i in (first, last) for what in ("hidden", "cell")]
+    weights: Sequence[Tensor] = [tensor for i in (first, last) for tensor in (rule.weights[i], rule.biases[i])]
+    shortcut = rule.head.bias if rule.shortcut is None else rule.shortcut
+    block = 64
+    _kernel()[((number + block - 1) // block,)](
+        features.contiguous(),
+        grad.contiguous(),
+        out,
+        where,
+        *kept,
+        *weights,
+        rule.head.weight,
+        rule.head.bias,
+        shortcut,
+        number,
+        features.shape[-1],
+        size,
+        INPUTS=_power(features.shape[-1]),
+        UNITS=_power(size),
+        LAYERS=layers,
+        SHORTCUT=rule.shortcut is not None,
+        BOUNDED=rule.bounded,
+        MOVE_UNSEEN=rule.move_unseen,
+        BLOCK=block,
+    )
+    return out
+
+
+def _power(size: int) -> int:
+    """The smallest power of two that holds it, and that Triton multiplies matrices of."""
+    return max(16, 1 << (size - 1).bit_length())
