@@ -26,7 +26,7 @@ from learned_optim.types import Tensors
 
 FORMAT = "learned_optim.rule"
 FORMAT_VERSION = 1
-DEFAULT_CHECKPOINT = "mnist-mlp"
+DEFAULT_CHECKPOINT = "default"
 """The checkpoint that is loaded where none is named."""
 
 _MODEL = "model/"

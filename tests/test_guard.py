@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from docs.examples.guard_table import markdown
-from learned_optim import Guard, LSTMOptimizer, LSTMRule, Rule, RuleOptimizer, RuleState, SGDRule
+from learned_optim import Guard, LSTMOptimizer, LSTMRule, Rule, RuleOptimizer, RuleState, SGDRule, read_guard
 from tests.specs import small_problem
 
 
@@ -119,7 +119,7 @@ def test_lr_zero_and_zero_gradients_leave_the_memory():
 
 def test_bundled_checkpoints_are_guarded_and_own_rules_are_not():
     params = list(nn.Linear(2, 1).parameters())
-    assert LSTMOptimizer(params).guard == Guard()
+    assert LSTMOptimizer(params).guard == read_guard("default")
     assert LSTMOptimizer(params, checkpoint="mnist-mlp@1").guard == Guard()
     assert LSTMOptimizer(params, checkpoint="mnist-mlp", guard=False).guard is None
     assert LSTMOptimizer(params, rule=LSTMRule()).guard is None

@@ -374,7 +374,13 @@ def main() -> None:
         metavar="NAME",
         help="races instead of what is bundled; a name or file",
     )
-    parser.add_argument("--only", choices=LEARNED, help="races it and tuned Adam; the others' runs stay as they are")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        choices=LEARNED,
+        help="races it and tuned Adam; the others' runs stay as they are; may be given again",
+    )
     args = parser.parse_args()
     if args.only and args.validation:
         parser.error("--only is for what is bundled; with --validation give --checkpoint")
@@ -389,7 +395,7 @@ def main() -> None:
     if unknown or not names:
         parser.error(f"name problems: all, or some of {', '.join(among.problems)}; got {unknown}")
     bundled = [name for name in LEARNED if name.partition(":")[2] in available_checkpoints()]
-    learned = [args.only] if args.only else [f"rule:{name}" for name in args.checkpoint] or bundled
+    learned = args.only or [f"rule:{name}" for name in args.checkpoint] or bundled
     for name in learned:
         entrant(name)  # that it is there, before anything is run
     torch.set_num_threads(1)  # the operations are too small to be shared
@@ -404,7 +410,7 @@ def main() -> None:
             steps=args.steps,
             jobs=args.jobs,
             validation=args.validation,
-            keep=args.only is not None,
+            keep=bool(args.only),
             command=shlex.join(["python", "docs/examples/zoo.py", args.what, name, "--steps", str(args.steps)]),
         )
         print(f"{details({name: results[name]})[-1]} {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
