@@ -95,7 +95,8 @@ CHECKPOINTS = {
         "cifar-conv@1",
         "An LSTM optimizer for small convolutional networks with batch normalisation, trained on smaller networks and "
         "smaller images than those of Andrychowicz et al. 2016, section 3.3.",
-        "Trained on 200 steps and the first 10,000 images of CIFAR-10. What it does without batch normalisation, with "
+        "Trained on 200 steps and the first 10,000 images of CIFAR-10. On two classes, whose training loss falls to "
+        "nearly zero, tuned optimizers may end lower. What it does without batch normalisation, with "
         "other images and in longer trainings was not measured.",
         Guard(),
     ),
@@ -117,7 +118,6 @@ CHECKPOINTS = {
 }
 
 _NEW = "another network"
-_SOME = ("sgd", "nag", "adam")
 _MOST = tuple(name for name in BASELINES if name != "adamw")
 ROWS = {
     "quadratics-100": Row("quadratic", "quadratics", 100, 0.5, "trained on such", 50, 10),
@@ -126,7 +126,6 @@ ROWS = {
     "mnist-mlp-100": Row("mnist-mlp", "mnist-mlp", 100, 0.9, "trained on it"),
     "mnist-mlp-200": Row("mnist-mlp", "mnist-mlp", 200, 0.9, "trained on it"),
     "mnist-mlp-1000": Row("mnist-mlp", "mnist-mlp", 1000, 1.0, "its longest horizon"),
-    "mnist-mlp-10000": Row("mnist-mlp", "mnist-mlp", 10_000, 1.0, "ten times its horizon", 3, 2, _SOME),
     "mnist-mlp-40-units": Row("mnist-mlp", "mnist-mlp-40", 200, 1.0, _NEW),
     "mnist-mlp-2-layers": Row("mnist-mlp", "mnist-mlp-2-layers", 200, 1.0, _NEW),
     "mnist-mlp-relu": Row("mnist-mlp", "mnist-mlp-relu", 200, 1.0, _NEW),
