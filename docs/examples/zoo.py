@@ -289,6 +289,7 @@ def by_horizon(results: Mapping[str, RaceResult]) -> dict[str, dict[int, RaceRes
 def horizons(results: Mapping[str, RaceResult], file: Path) -> None:
     """Draws ratios to tuned Adam over horizons as a PNG file, a panel for each problem that has several."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     problems = by_horizon(results)
     drawing = Figure(figsize=(3.4 * len(problems), 3.6), layout="constrained")
@@ -303,6 +304,8 @@ def horizons(results: Mapping[str, RaceResult], file: Path) -> None:
             panel.errorbar([*ratios], means, yerr=ends, marker="o", markersize=3, capsize=2, label=name)
         panel.axhline(1.0, color="0.4", linewidth=0.8)
         panel.set(title=problem, xlabel="steps", xscale="log", yscale="log")
+        panel.set_xticks([*races], [f"{steps:,}" for steps in races])
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("final loss over tuned Adam's")
     panels[0].set_ylim(0.1, 30)
