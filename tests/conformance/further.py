@@ -501,7 +501,8 @@ def optimizer_in_backward(info: OptimizerInfo) -> None:
         problem.loss().backward()
         reference.train(expected, 1)
     if independent(expected):
-        same(problem.params, reference.params)
+        # To rounding: the last bit of a matrix product depends on how many rows it has.
+        same(problem.params, reference.params, rtol=1e-6, atol=1e-8)
     assert problem.loss() < Line().loss()
 
 
