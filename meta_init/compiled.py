@@ -52,18 +52,23 @@ class CompiledGradient:
         """
         parts = tuple(module.modules())
         # As they lie, which takes a fraction of the time that it takes to collect them by name.
-        held = [
-            tensor
+        named = [
+            (name, tensor)
             for part in parts
-            for tensor in (*part._parameters.values(), *part._buffers.values())
+            for name, tensor in (*part._parameters.items(), *part._buffers.items())
             if tensor is not None
         ]
+        held = [tensor for _, tensor in named]
+        first: dict[int, int] = {}  # of several places with the same tensor
         leaves, structure = pytree.tree_flatten(tasks)
         key = (
             parts,
             structure,
             tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves),
-            tuple((tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad) for tensor in held),
+            tuple(
+                (name, tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, first.setdefault(id(tensor), i))
+                for i, (name, tensor) in enumerate(named)
+            ),
             _settings(parts),
         )
         if key not in self._functions:
@@ -73,7 +78,7 @@ class CompiledGradient:
         value, *outputs = made.function(*inputs)
         learned = [held[place] for place in made.places[: made.learned]]
         grads, logs = outputs[: made.learned], outputs[made.learned :]
-        handed: Tensor = _Handed.apply(value, grads, *learned)  # type: ignore[no-untyped-call]  # torch's gap
+        handed: Tensor = _Handed.apply(value, grads, *learned)  # type: ignore[no-untyped-call]  # torch leaves it without types
         return handed, dict(zip(made.logs, logs, strict=True))
 
     def _made(self, module: nn.Module, held: list[Tensor], leaves: list[Tensor], structure: Any) -> _Made:

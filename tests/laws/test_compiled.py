@@ -113,6 +113,30 @@ def test_what_is_held_may_change(traces):
     assert len(traces) == 1
 
 
+class Shared(nn.Module):
+    """Two layers with the same weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(1, 6), nn.Linear(1, 6), nn.Linear(6, 1)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.first(x)) * torch.tanh(self.second(2 * x)))
+
+
+@pytest.mark.parametrize("shared_from_the_start", [True, False])
+def test_what_is_shared_may_change(traces, monkeypatch, shared_from_the_start):
+    monkeypatch.setitem(MODELS, "shared", (Shared, waves))
+    eager, ours, tasks = pair("shared")
+    for shared in (shared_from_the_start, not shared_from_the_start):
+        for learner in (eager, ours):
+            first, second = learner.model.first, learner.model.second
+            second.weight = first.weight if shared else nn.Parameter(0.5 * first.weight.detach())
+        same(eager, ours, tasks)
+    assert len(traces) == 2
+
+
 CHANGES = {
     "rate": lambda learner: setattr(learner.rule, "lr", 0.2),
     "steps": lambda learner: setattr(learner, "steps", 1),
