@@ -8,6 +8,7 @@ import io
 import pickle
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -497,12 +498,14 @@ def optimizer_in_backward(info: OptimizerInfo) -> None:
     for p in problem.params:
         p.register_post_accumulate_grad_hook(step)
     expected = info.optim_cls(reference.params)
-    for _ in range(5):
-        problem.loss().backward()
-        reference.train(expected, 1)
+    # Not in chunks, which tests/laws/test_chunks.py holds equal to rounding: they put small tensors together, and the
+    # last bit of a matrix product depends on how many rows it has.
+    with mock.patch("learned_optim.rules.lstm.steps_in_chunks", return_value=False):
+        for _ in range(5):
+            problem.loss().backward()
+            reference.train(expected, 1)
     if independent(expected):
-        # To rounding: the last bit of a matrix product depends on how many rows it has.
-        same(problem.params, reference.params, rtol=1e-6, atol=1e-8)
+        same(problem.params, reference.params)
     assert problem.loss() < Line().loss()
 
 
