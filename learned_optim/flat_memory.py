@@ -42,8 +42,8 @@ class FlatSteps:
 
     Source: Griewank 1992 (recomputation). Deviation: Kemaev et al. 2025, "Scalable meta-learning via mixed-mode
     differentiation", take the second derivatives of each step forward over reverse, which needs no graph of the
-    gradient. In torch that had to keep the gradients at every boundary, and took 2.3 times as long for a small network
-    and 1.2 times as long for convolutions as the graph of a single step, which is small beside them.
+    gradient. In torch that had to keep the gradients at every boundary, and took longer than the graph of a single
+    step, which is small beside them.
     """
 
     def __init__(self, loss_fn: LossFn, value_and_grad: ValueAndGrad, advance: Advance) -> None:

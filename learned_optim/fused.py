@@ -16,6 +16,9 @@ from learned_optim.types import Tensors
 LAYERS, UNITS = 2, 64
 """Up to so many layers of so many units."""
 
+ON_GPU = False
+"""Whether it is used there. So far Triton's interpreter alone has run it; tests switch it on where there is a GPU."""
+
 
 @functools.cache
 def _kernel() -> Any:
@@ -28,8 +31,8 @@ def _kernel() -> Any:
 
 
 def fusible(rule: Any, grads: Tensors, per_param: dict[str, Tensors]) -> bool:
-    """Whether `cells_` can take this step: eagerly, on a GPU, with ordinary contiguous tensors; or anywhere, slowly,
-    where the environment asks Triton for its interpreter.
+    """Whether `cells_` can take this step: eagerly, on a GPU where that is switched on, with ordinary contiguous
+    tensors; or anywhere, slowly, where the environment asks Triton for its interpreter.
 
     Args:
         rule: An `LSTMRule` that looks at coordinates alone.
@@ -42,7 +45,7 @@ def fusible(rule: Any, grads: Tensors, per_param: dict[str, Tensors]) -> bool:
         return False
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return (
-        all(type(grad) is Tensor and (grad.is_cuda or interpreted) for grad in grads.values())
+        all(type(grad) is Tensor and ((ON_GPU and grad.is_cuda) or interpreted) for grad in grads.values())
         and all(tensor.is_contiguous() for name in grads for tensor in per_param[name].values())
         and _kernel() is not None
     )

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
+@triton.jit
 def _gate(x: Any, h: Any, weight: Any, bias: Any, gate: Any, inputs: Any, size: Any, columns: Any, units: Any) -> Any:
     """W [x, h] + b of one gate, shape (BLOCK, UNITS); rows of W in the order i, f, g, o."""
     row = (gate * size + units[None, :]) * (inputs + size)
@@ -19,7 +19,7 @@ def _gate(x: Any, h: Any, weight: Any, bias: Any, gate: Any, inputs: Any, size: 
     return sums + tl.load(bias + gate * size + units, mask=units < size, other=0.0)[None, :]
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _layer(x: Any, h: Any, c: Any, weight: Any, bias: Any, inputs: Any, size: Any, columns: Any, units: Any) -> Any:
     """`learned_optim.cells.lstm_cell`: h' and c', shape (BLOCK, UNITS) each, zero beyond ``size``."""
     i = tl.sigmoid(_gate(x, h, weight, bias, 0, inputs, size, columns, units))
@@ -30,7 +30,7 @@ def _layer(x: Any, h: Any, c: Any, weight: Any, bias: Any, inputs: Any, size: An
     return o * (2 * tl.sigmoid(2 * cell) - 1), cell
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def lstm_cells(
     features: Any,
     grad: Any,

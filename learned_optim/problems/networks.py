@@ -70,7 +70,7 @@ def tied_mlp(
 
 
 class _ChannelsLast(nn.Module):
-    """The same images (N, C, H, W), laid out in memory as (N, H, W, C): convolutions on CPU take 0.6 of the time."""
+    """The same images (N, C, H, W), laid out in memory as (N, H, W, C), as convolutions on CPU like them best."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap does not know memory formats
