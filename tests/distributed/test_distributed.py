@@ -15,7 +15,11 @@ from tests.distributed.workers import CASES, SAVED_AFTER, STEPS
 def outcomes(tmp_path_factory):
     """What the processes ended with, by their number, check and optimizer."""
     folder = tmp_path_factory.mktemp("distributed")
-    multiprocessing.spawn(workers.work, (folder,), nprocs=4)
+    try:
+        multiprocessing.spawn(workers.work, (folder,), nprocs=4)
+    except multiprocessing.ProcessExitedException as error:
+        last = (folder / f"{error.error_index}.stderr").read_text()[-1000:]
+        raise RuntimeError(f"{error}: {' | '.join(last.splitlines())}") from error
     by_rank = [torch.load(folder / f"{rank}.pt") for rank in range(4)]
     return {case: [each[case] for each in by_rank[: case[0]]] for case in CASES}
 

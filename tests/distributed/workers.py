@@ -3,6 +3,8 @@
 import copy
 import io
 import math
+import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -390,6 +392,8 @@ CASES = [
 def work(rank, folder):
     """One of four processes, of which some form each group; two save what the others load."""
     torch.set_num_threads(1)
+    with open(folder / f"{rank}.stderr", "w") as file:  # also for libraries that end the process
+        os.dup2(file.fileno(), sys.stderr.fileno())
     outcomes = {}
     for size in (2, 1, 4):
         if rank >= size:
@@ -402,5 +406,6 @@ def work(rank, folder):
                     outcomes[size, check, name] = together[name] if name in together else run(name)
                 except Exception as error:  # ends all processes: the others would wait for this one
                     raise RuntimeError(f"{check} of {name} with {size} processes") from error
+        torch.save(outcomes, folder / f"{rank}.pt")
+        dist.barrier()  # a process that leaves takes the connections of those still at work with it
         dist.destroy_process_group()
-    torch.save(outcomes, folder / f"{rank}.pt")
