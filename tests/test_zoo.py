@@ -230,8 +230,8 @@ def test_ratios_are_put_together_as_the_page_says():
     assert worst == "two"
     half = 12.7062 * math.log(math.sqrt(4 * lost)) / 2  # Student's t for two problems, times their standard error
     assert math.log(ratio.high / ratio.mean) == pytest.approx(half)
-    assert script.below(script.logs(TWO, "LSTM (default)", "Adam@0.001"), each_seed=True) == (1, 4)
-    assert script.below(script.logs(TWO, "LSTM (default)", "Adam@0.001"), each_seed=False) == (1, 2)
+    assert script.below(script.logs(TWO, "LSTM (default)", "Adam@0.001"), each_seed=True) == (1, 1, 4)
+    assert script.below(script.logs(TWO, "LSTM (default)", "Adam@0.001"), each_seed=False) == (1, 0, 2)
     assert script.logs({**TWO, "three": made_up(tuned=(1.0, 1.0))}, "LSTM (default)", "Adam").keys() == TWO.keys()
 
 
@@ -244,8 +244,8 @@ def test_the_page_of_made_up_races(tmp_path):
     longer = {"one-2000": made_up(2000, tuned=(1.0, 1.0), learned=(3.0, 3.0))}
     text = script.page({"race": TWO | longer, "corpus": TWO})
     of_zoo, of_corpus = (line for line in text.splitlines() if line.startswith("| LSTM (default) |"))
-    assert "| 0 of 2 | 1 of 2 | 0 of 2 | 1 of 4 runs |" in of_zoo
-    assert "| 1 of 4 | 1 of 4 | 1 of 4 | 1 of 4 runs |" in of_corpus
+    assert "| 0 of 2, 1 level | 1 of 2 | 0 of 2, 1 level | 1 of 4 runs |" in of_zoo
+    assert "| 1 of 4 | 1 of 4, 1 level | 1 of 4 | 1 of 4 runs |" in of_corpus
     assert "200 (two)" not in of_zoo
     assert "(two)" in of_zoo
     assert "| one-2000 | 2,000 |" in text.partition("## Other horizons")[2]

@@ -184,10 +184,10 @@ def mean_ratio(logs: Mapping[str, Sequence[float]]) -> tuple[Interval, str]:
     return _exp(Interval.of(list(means.values()))), max(means, key=lambda name: means[name])
 
 
-def below(logs: Mapping[str, Sequence[float]], *, each_seed: bool) -> tuple[int, int]:
-    """How many ratios are below 1, and how many there are: of seeds, or of problems."""
+def below(logs: Mapping[str, Sequence[float]], *, each_seed: bool) -> tuple[int, int, int]:
+    """How many ratios are below 1, how many are 1, and how many there are: of seeds, or of problems."""
     ratios = [value for values in logs.values() for value in (values if each_seed else [sum(values)])]
-    return sum(ratio < 0 for ratio in ratios), len(ratios)
+    return sum(ratio < 0 for ratio in ratios), sum(ratio == 0 for ratio in ratios), len(ratios)
 
 
 def summary(results: Mapping[str, RaceResult], among: Collection) -> list[str]:
@@ -202,7 +202,7 @@ def summary(results: Mapping[str, RaceResult], among: Collection) -> list[str]:
         ratio, worst = mean_ratio(to_tuned)
         shares = [below(logs(results, name, to), each_seed=among.each_seed) for to in others]
         entries = [results[key].entry(name) for key in to_tuned]
-        cells = [f"{less} of {count}" if name != to else "" for to, (less, count) in zip(others, shares, strict=True)]
+        cells = [_share(*share) if name != to else "" for to, share in zip(others, shares, strict=True)]
         diverged = f"{sum(len(one.diverged) for one in entries)} of {sum(len(one.final) for one in entries)} runs"
         shown = f"{math.exp(sum(to_tuned[worst]) / len(to_tuned[worst])):.3g} ({worst})"
         lines.append(f"| {' | '.join([name, _between(ratio), shown, *cells, diverged])} |")
@@ -237,7 +237,7 @@ def page(results: Mapping[str, Mapping[str, RaceResult]]) -> str:
         "is a final training loss, the mean over the last tenth of the steps, in units of tuned Adam's on the same",
         "problem: below 1 is better. They are geometric means, over test problems and then over families, with 95 %",
         "intervals. A loss counts as at least a thousandth of the initial loss, and as at most a thousand times it;",
-        "one that is not finite counts as the latter.",
+        "one that is not finite counts as the latter. Two are *level* where both are below a thousandth.",
     ]
     longer: dict[str, RaceResult] = {}
     for what, among in COLLECTIONS.items():
@@ -342,6 +342,10 @@ def _names(results: Mapping[str, RaceResult]) -> list[str]:
     """All optimizers but tuned Adam: learned ones, then the others."""
     entries = {one.name: one.hand_designed for result in results.values() for one in result.entries}
     return sorted(entries.keys() - {TUNED}, key=lambda name: (entries[name], [*entries].index(name)))
+
+
+def _share(less: int, level: int, count: int) -> str:
+    return f"{less} of {count}" + (f", {level} level" if level else "")
 
 
 def _below(name: str) -> str:
