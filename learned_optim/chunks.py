@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from learned_optim.reduction import largest
 from learned_optim.rule import Rule
+from learned_optim.together import joined, small_together
 from learned_optim.types import RuleState, Tensors
 
 CHUNK = 4096
@@ -31,8 +32,8 @@ def steps_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> bool:
         tensor.is_contiguous() for name in grads for tensor in state.per_param[name].values()
     ):
         return False
-    largest = torch.stack(torch._foreach_norm(values, math.inf)).max()
-    return bool(largest < LARGE) and all(bool(torch.isfinite(weight).all()) for weight in rule.parameters())
+    most = largest(joined(grads[name] for name in names) for names in small_together(grads)).max()
+    return bool(most < LARGE) and all(bool(torch.isfinite(weight).all()) for weight in rule.parameters())
 
 
 def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> Tensors:
@@ -53,16 +54,16 @@ def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> Tensors:
     dtype = next((weight.dtype for weight in rule.parameters()), next(iter(grads.values())).dtype)
     numbers = [grad.numel() for grad in grads.values()]
     places = torch.split(torch.empty(sum(numbers), dtype=dtype), numbers)
-    updates = {name: place.view(grad.shape) for (name, grad), place in zip(grads.items(), places, strict=True)}
+    flat_updates = dict(zip(grads, places, strict=True))
     for names in _of_one_age(state.per_param, grads):
         owns = [state.per_param[name] for name in names]
         keys = [key for key in owns[0] if key != "step"]
         clocks = [own["step"] for own in owns if "step" in own]
         clock = {"step": clocks[0].clone()} if clocks else {}
-        flat = [
-            [_flat(tensor, grads[name].dim()) for tensor in (grads[name], updates[name], *(own[key] for key in keys))]
-            for name, own in zip(names, owns, strict=True)
-        ]
+        flat = []
+        for name, own in zip(names, owns, strict=True):
+            grad, dims = grads[name], grads[name].dim()
+            flat.append([_flat(grad, dims), flat_updates[name], *(_flat(own[key], dims) for key in keys)])
         for pieces in _chunks(flat):
             grad, _, *values = (
                 parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*pieces, strict=True)
@@ -77,7 +78,9 @@ def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> Tensors:
                 torch._foreach_copy_([piece[place] for piece in pieces], torch.split(value, sizes))
         if clocks:
             torch._foreach_copy_(clocks, [new.per_param[_ALL]["step"]] * len(clocks))
-    return updates
+    return {
+        name: place if grads[name].dim() == 1 else place.view(grads[name].shape) for name, place in flat_updates.items()
+    }
 
 
 def _of_one_age(per_param: dict[str, Tensors], grads: Tensors) -> Iterable[list[str]]:
@@ -91,7 +94,13 @@ def _of_one_age(per_param: dict[str, Tensors], grads: Tensors) -> Iterable[list[
 
 def _flat(tensor: Tensor, dims: int) -> Tensor:
     """One coordinate after the other, shape (n, ...); of what is contiguous a view."""
-    return tensor if dims == 1 else tensor.reshape(-1, *tensor.shape[dims:])
+    return (
+        tensor
+        if dims == 1
+        else tensor.reshape(-1)
+        if tensor.dim() == dims
+        else tensor.reshape(-1, *tensor.shape[dims:])
+    )
 
 
 def _chunks(flat: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from learned_optim.types import Tensors
 
 GUARD = "guard."
@@ -17,9 +19,23 @@ def of_parameter(entry: Tensors) -> Tensors:
     return {key: value for key, value in entry.items() if not key.startswith(SHARED) and key != SKIPPED}
 
 
-def own(entry: Tensors) -> Tensors:
-    """What the rule remembers of this parameter."""
-    return {key: value for key, value in of_parameter(entry).items() if not key.startswith(GUARD)}
+def has_begun(entry: Tensors) -> bool:
+    """Whether anything is remembered of this parameter."""
+    return any(not key.startswith(SHARED) and key != SKIPPED for key in entry)
+
+
+def divided(entries: Mapping[str, Tensors]) -> tuple[dict[str, Tensors], dict[str, Tensors]]:
+    """What the rule remembers of each parameter, and what the guard does, without its prefix."""
+    own: dict[str, Tensors] = {}
+    guards: dict[str, Tensors] = {}
+    for name, entry in entries.items():
+        of_rule, of_guard = own[name], guards[name] = {}, {}
+        for key, value in entry.items():
+            if key.startswith(GUARD):
+                of_guard[key.removeprefix(GUARD)] = value
+            elif not key.startswith(SHARED) and key != SKIPPED:
+                of_rule[key] = value
+    return own, guards
 
 
 def part(entry: Tensors, prefix: str) -> Tensors:

@@ -151,8 +151,7 @@ def guarded(update: Update, guard: Guard | None, *, lr: Scalar | Mapping[str, Sc
         return update
 
     def step(grads: Tensors, state: RuleState, params: Tensors) -> tuple[Tensors, RuleState]:
-        own = {name: entry.own(tensors) for name, tensors in state.per_param.items()}
-        memory = {name: entry.part(tensors, entry.GUARD) for name, tensors in state.per_param.items()}
+        own, memory = entry.divided(state.per_param)
         memory |= guard.init_state({name: params[name] for name in grads if not memory[name]})
         updates, new = update(grads, RuleState(own, state.shared), params)
         updates, kept = guard(grads, updates, memory, lr=lr)

@@ -55,9 +55,12 @@ class DifferentiableRuleOptimizer(DifferentiableOptimizer):  # type: ignore[misc
 
     def _rule_state(self, params: Tensors, places: dict[str, tuple[int, int]]) -> RuleState:
         kept = {name: entry.of_parameter(self.state[g][i]) for name, (g, i) in places.items()}
-        fresh = self.rule.init_state({name: params[name] for name in places if not entry.own(kept[name])})
+        own, _ = entry.divided(kept)
+        fresh = self.rule.init_state({name: params[name] for name in places if not own[name]})
         shared = fresh.shared | entry.part(self.state[0][0], entry.SHARED)
-        return RuleState({name: fresh.per_param.get(name, {}) | own for name, own in kept.items()}, shared)
+        return RuleState(
+            {name: fresh.per_param.get(name, {}) | past for name, past in kept.items()}, shared
+        )
 
 
 def _register(optimizer: type[RuleOptimizer]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from learned_optim.together import joined, small_together
 from learned_optim.types import Tensors
 
 
@@ -138,32 +139,34 @@ def all_finite(tensors: Tensors) -> Tensor:
     Args:
         tensors: By parameter name, at least one.
     """
-    return ~_anywhere(~torch.isfinite(_largest(tensors)), tensors)
+    return ~_anywhere(lambda largest: ~torch.isfinite(largest), tensors)
 
 
 def all_zero(tensors: Tensors) -> Tensor:
     """Whether all coordinates are zero, likewise."""
-    return ~_anywhere(_largest(tensors) != 0, tensors)
+    return ~_anywhere(lambda largest: largest != 0, tensors)
 
 
-def _largest(tensors: Tensors) -> Tensor:
+def largest(tensors: Iterable[Tensor]) -> Tensor:
     """The largest magnitude in each tensor, NaN where there is one, and 0 in an empty one: shape (number,)."""
-    first = next(iter(tensors.values()))
+    values = [*tensors]
     kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for place, value in enumerate(tensors.values()):
+    for place, value in enumerate(values):
         if value.numel():
             kinds.setdefault((value.device, value.dtype), []).append(place)
-    values = [*tensors.values()]
-    largest = torch.zeros(len(values), dtype=torch.float64, device=first.device)
+    result = torch.zeros(len(values), dtype=torch.float64, device=values[0].device)
     for places in kinds.values():
         norms = torch.stack(torch._foreach_norm([values[place] for place in places], math.inf))
         if len(places) == len(values):
             return norms
-        largest[places] = norms.to(largest)
-    return largest
+        result[places] = norms.to(result)
+    return result
 
 
-def _anywhere(marks: Tensor, tensors: Tensors) -> Tensor:
-    """Whether any of the marks, one for each tensor, is set on any shard."""
+def _anywhere(mark: Callable[[Tensor], Tensor], tensors: Tensors) -> Tensor:
+    """Whether any tensor's largest magnitude is marked, on any shard."""
+    if _shards is None:
+        return mark(largest(joined(tensors[name] for name in names) for names in small_together(tensors))).any()
+    marks = mark(largest(tensors.values()))
     counts = totals(dict(zip(tensors, marks.float().unbind(), strict=True)))
     return torch.stack([count.to(marks.device) for count in counts.values()]).any()

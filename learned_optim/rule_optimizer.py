@@ -16,8 +16,9 @@ from learned_optim import entry
 from learned_optim.devices import RuleOnDevices
 from learned_optim.group_options import check_options, number
 from learned_optim.guard import Guard
+from learned_optim.moving import move_
 from learned_optim.reduction import all_zero, completing
-from learned_optim.rule import Rule, apply_updates, oriented, overwrite
+from learned_optim.rule import Rule, oriented, overwrite
 from learned_optim.sharding import aligned, beside, completion, distributed_like, inside_partition, is_sharded, local
 from learned_optim.state_layout import begun, blank, check_state_dict, coordinate_keys, plain, state_bytes
 from learned_optim.types import RuleState, Scalar, Tensors
@@ -229,9 +230,7 @@ class RuleOptimizer(Optimizer):
             updates, kept = self.guard(grads, updates, memory, lr=lr)
             for key, tensors in kept.items():
                 overwrite(memory[key], tensors, where=finite.to(params[key].device))
-        moved = apply_updates(params, updates, lr=lr, weight_decay=weight_decay)
-        for key, p in params.items():
-            p.copy_(torch.where(finite.to(p.device), moved[key], p))
+        move_(params, updates, lr=lr, weight_decay=weight_decay, finite=finite)
         count = self.state[self._first()][entry.SKIPPED]
         count += ~finite.to(count.device)
 
@@ -242,7 +241,7 @@ class RuleOptimizer(Optimizer):
         """The rule's state and the guard's memory of these parameters, begun where there is none."""
         self._carry_along(owners)
         network = self.state[self._first()]
-        fresh = {key: params[key] for key, p in owners.items() if not entry.of_parameter(self.state[p])}
+        fresh = {key: params[key] for key, p in owners.items() if not entry.has_begun(self.state[p])}
         if fresh:
             created = begun(self.rule, self.guard, fresh)
             for key, tensors in created.per_param.items():
@@ -254,9 +253,9 @@ class RuleOptimizer(Optimizer):
                 network.setdefault(name, value)
         if entry.SKIPPED not in network:
             network[entry.SKIPPED] = torch.zeros((), dtype=torch.int64, device=self._first().device)
-        entries = {key: {name: local(value) for name, value in self.state[p].items()} for key, p in owners.items()}
-        own = {key: entry.own(tensors) for key, tensors in entries.items()}
-        memory = {key: entry.part(tensors, entry.GUARD) for key, tensors in entries.items()}
+        own, memory = entry.divided(
+            {key: {name: local(value) for name, value in self.state[p].items()} for key, p in owners.items()}
+        )
         return RuleState(own, entry.part(network, entry.SHARED)), memory
 
     def _carry_along(self, owners: Tensors) -> None:
