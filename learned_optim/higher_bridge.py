@@ -58,9 +58,7 @@ class DifferentiableRuleOptimizer(DifferentiableOptimizer):  # type: ignore[misc
         own, _ = entry.divided(kept)
         fresh = self.rule.init_state({name: params[name] for name in places if not own[name]})
         shared = fresh.shared | entry.part(self.state[0][0], entry.SHARED)
-        return RuleState(
-            {name: fresh.per_param.get(name, {}) | past for name, past in kept.items()}, shared
-        )
+        return RuleState({name: fresh.per_param.get(name, {}) | past for name, past in kept.items()}, shared)
 
 
 def _register(optimizer: type[RuleOptimizer]) -> None:

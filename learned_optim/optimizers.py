@@ -31,17 +31,13 @@ def _chosen(
     rule: Rule | None,
     guard: bool | Guard | None,
     *,
-    default: str | None = None,
+    default: str,
 ) -> tuple[Rule, bool | Guard]:
     """The rule of a checkpoint, or the one that was given; and the guard, by default the checkpoint's."""
     _refuse_habit(name, checkpoint)
     article = "an" if needed is LSTMRule else "a"
     if rule is None:
         checkpoint = default if checkpoint is None else checkpoint
-        if checkpoint is None:
-            raise ValueError(
-                f"{name}: needs a checkpoint or a rule, since none is bundled; train {article} {needed.__name__} first"
-            )
         rule = load_checkpoint(checkpoint)
         guard = read_guard(checkpoint) if guard is None else guard
     elif checkpoint is not None:
@@ -110,7 +106,8 @@ class HierarchicalRNNOptimizer(RuleOptimizer):
 
     Args:
         params: Parameters, named parameters, or groups.
-        checkpoint: A bundled name (`available_checkpoints`) or a file of `save_checkpoint`.
+        checkpoint: A bundled name (`available_checkpoints`) or a file of `save_checkpoint`. With neither checkpoint nor
+            rule the bundled ``"hierarchical"`` is loaded.
         rule: A rule to use instead; it is held, not copied.
         lr: A multiplier without unit; 1 is the optimizer as it was trained. Not a learning rate: those are the rule's.
         weight_decay: Decoupled decay per step.
@@ -118,14 +115,14 @@ class HierarchicalRNNOptimizer(RuleOptimizer):
         guard: As for `LSTMOptimizer`.
 
     Raises:
-        ValueError: Neither a checkpoint nor a rule, both, or see `RuleOptimizer`.
+        ValueError: Both a checkpoint and a rule, or see `RuleOptimizer`.
         CheckpointError: See `load_checkpoint`.
 
     Source: Wichrowska et al. 2017.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 1)
-    >>> optimizer = HierarchicalRNNOptimizer(model.parameters(), rule=HierarchicalRNNRule())
+    >>> optimizer = HierarchicalRNNOptimizer(model.parameters())
     >>> model(torch.ones(2, 4)).square().mean().backward()
     >>> optimizer.step()
     """
@@ -141,7 +138,9 @@ class HierarchicalRNNOptimizer(RuleOptimizer):
         maximize: bool = False,
         guard: bool | Guard | None = None,
     ) -> None:
-        rule, guard = _chosen("HierarchicalRNNOptimizer", HierarchicalRNNRule, checkpoint, rule, guard)
+        rule, guard = _chosen(
+            "HierarchicalRNNOptimizer", HierarchicalRNNRule, checkpoint, rule, guard, default="hierarchical"
+        )
         super().__init__(params, rule, lr=lr, weight_decay=weight_decay, maximize=maximize, guard=guard)
 
 

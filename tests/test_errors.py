@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from learned_optim import (
-    HierarchicalRNNOptimizer,
     HierarchicalRNNRule,
     LSTMOptimizer,
     LSTMRule,
@@ -121,11 +120,6 @@ CASES = {
         "tasks.support holds no example",
     ),
     "both": (lambda: LSTMOptimizer(params(), checkpoint="mnist-mlp", rule=rule()), ValueError, "not both"),
-    "no hierarchical checkpoint": (
-        lambda: HierarchicalRNNOptimizer(params()),
-        ValueError,
-        "needs a checkpoint or a rule, since none is bundled",
-    ),
     "hierarchical sizes": (lambda: HierarchicalRNNRule((3, 0)), ValueError, r"sizes must be .* got \(3, 0\)"),
     "four levels": (lambda: HierarchicalRNNRule((3, 3, 3, 3)), ValueError, "one to three numbers"),
     "no time scale": (

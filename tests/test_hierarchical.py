@@ -19,6 +19,8 @@ from learned_optim import (
     LSTMRule,
     RuleOptimizer,
     RuleState,
+    load_checkpoint,
+    read_guard,
     save_checkpoint,
     unroll,
 )
@@ -517,6 +519,12 @@ def test_the_optimizer_takes_a_file_and_its_rule_alone(tmp_path):
 
     with pytest.raises(ValueError, match="needs a HierarchicalRNNRule, got LSTMRule; use RuleOptimizer"):
         HierarchicalRNNOptimizer(models[0].parameters(), rule=LSTMRule())
+
+
+def test_by_default_it_is_the_bundled_one():
+    ours = HierarchicalRNNOptimizer([torch.nn.Parameter(torch.ones(2))])
+    assert_close(dict(ours.rule.state_dict()), dict(load_checkpoint("hierarchical").state_dict()), rtol=0, atol=0)
+    assert ours.guard == read_guard("hierarchical")
 
 
 def test_first_states_enter_where_a_cell_begins_and_never_again():
