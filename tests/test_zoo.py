@@ -238,6 +238,8 @@ def test_ratios_are_put_together_as_the_page_says():
 def test_losses_as_good_as_zero_are_level():
     zero = {"one": made_up(tuned=(1e-9, 1e-9), learned=(1e-4, 0.0))}
     assert script.logs(zero, "LSTM (default)", "Adam") == {"one": [0.0, 0.0]}
+    assert script.below(script.logs(zero, "LSTM (default)", "Adam"), each_seed=True) == (0, 2, 2)
+    assert script.lower(zero, "LSTM (default)", "Adam") == 1
 
 
 def test_the_page_of_made_up_races(tmp_path):
@@ -245,7 +247,7 @@ def test_the_page_of_made_up_races(tmp_path):
     text = script.page({"race": TWO | longer, "corpus": TWO})
     of_zoo, of_corpus = (line for line in text.splitlines() if line.startswith("| LSTM (default) |"))
     assert "| 0 of 2, 1 level | 1 of 2 | 0 of 2, 1 level | 1 of 4 runs |" in of_zoo
-    assert "| 1 of 4 | 1 of 4, 1 level | 1 of 4 | 1 of 4 runs |" in of_corpus
+    assert "| 1 of 4 | 1 of 4, 1 level, 1 without floor | 1 of 4 | 1 of 4 runs |" in of_corpus
     assert "200 (two)" not in of_zoo
     assert "(two)" in of_zoo
     assert "| one-2000 | 2,000 |" in text.partition("## Other horizons")[2]

@@ -109,10 +109,10 @@ CHECKPOINTS = {
         Guard(first=100.0, most=1000.0),
     ),
     "hierarchical": Checkpoint(
-        "hierarchical@1",
-        "A hierarchical RNN optimizer, trained on the synthetic corpus alone.",
-        "Its training was short: 1,600 meta-updates, and validation was still falling. What it does with networks is "
-        "in the tables.",
+        "hierarchical@2",
+        "A hierarchical RNN optimizer, trained on drawn functions and small networks with drawn data, no images.",
+        "Trained on up to 1,000 steps and some thousand parameters. What it does with other networks and in longer "
+        "trainings is in the tables.",
         Guard(first=1000.0, most=10000.0),
     ),
 }

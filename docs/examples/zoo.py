@@ -86,7 +86,7 @@ COLLECTIONS = {
     "corpus": Collection(
         title="The corpus",
         text="New functions of the families of the synthetic corpus, on others of which\n"
-        "`hierarchical RNN (hierarchical)` was trained: see\n"
+        "`hierarchical RNN (hierarchical)` was trained at first, and then on some of them: see\n"
         "`learned_optim/problems/corpus.py`. Counts are of functions.",
         folder="corpus",
         picture="corpus.png",
@@ -190,6 +190,16 @@ def below(logs: Mapping[str, Sequence[float]], *, each_seed: bool) -> tuple[int,
     return sum(ratio < 0 for ratio in ratios), sum(ratio == 0 for ratio in ratios), len(ratios)
 
 
+def lower(results: Mapping[str, RaceResult], name: str, to: str) -> int:
+    """On how many problems and seeds an optimizer's final loss itself, without floor, is below another's."""
+    pairs = [
+        (result.entry(name), result.entry(to))
+        for result in results.values()
+        if name in {one.name for one in result.entries}
+    ]
+    return sum(ours < others for one, other in pairs for ours, others in zip(one.final, other.final, strict=True))
+
+
 def summary(results: Mapping[str, RaceResult], among: Collection) -> list[str]:
     """A Markdown table with a line for each optimizer but tuned Adam."""
     others = (TUNED, *UNTUNED)
@@ -203,6 +213,11 @@ def summary(results: Mapping[str, RaceResult], among: Collection) -> list[str]:
         shares = [below(logs(results, name, to), each_seed=among.each_seed) for to in others]
         entries = [results[key].entry(name) for key in to_tuned]
         cells = [_share(*share) if name != to else "" for to, share in zip(others, shares, strict=True)]
+        if among.each_seed:
+            cells = [
+                f"{cell}, {lower(results, name, to)} without floor" if "level" in cell else cell
+                for to, cell in zip(others, cells, strict=True)
+            ]
         diverged = f"{sum(len(one.diverged) for one in entries)} of {sum(len(one.final) for one in entries)} runs"
         shown = f"{math.exp(sum(to_tuned[worst]) / len(to_tuned[worst])):.3g} ({worst})"
         lines.append(f"| {' | '.join([name, _between(ratio), shown, *cells, diverged])} |")
@@ -237,7 +252,8 @@ def page(results: Mapping[str, Mapping[str, RaceResult]]) -> str:
         "is a final training loss, the mean over the last tenth of the steps, in units of tuned Adam's on the same",
         "problem: below 1 is better. They are geometric means, over test problems and then over families, with 95 %",
         "intervals. A loss counts as at least a thousandth of the initial loss, and as at most a thousand times it;",
-        "one that is not finite counts as the latter. Two are *level* where both are below a thousandth.",
+        "one that is not finite counts as the latter. Two are *level* where both are below a thousandth; without",
+        "floor is by the losses themselves.",
     ]
     longer: dict[str, RaceResult] = {}
     for what, among in COLLECTIONS.items():
