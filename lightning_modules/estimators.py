@@ -6,6 +6,7 @@ with what the next window goes on from: a dict of tensors, `Carried`, that check
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -18,6 +19,8 @@ from learned_optim.imitation import Imitating
 from learned_optim.instances import Instances, Window
 from learned_optim.sampled import SampledUpdate
 from learned_optim.types import Update
+
+ESTIMATORS = ("truncated", "evolution")
 
 Carried: TypeAlias = dict[str, Any]
 """``params``, the rule's state as ``per_param`` and ``shared``, ``first``: the losses at the start, and more."""
@@ -247,3 +250,47 @@ def _carried(params: Tensors, state: RuleState, first: Tensor) -> Carried:
 
 def _after(result: Window) -> Carried:
     return {"after": result.losses[:, -1].detach()}
+
+
+def estimator_of(
+    rule: Rule,
+    name: str,
+    *,
+    first_order: bool,
+    coordinates: int | None,
+    clip: float | None,
+    flat_memory: bool | int,
+    teacher: Rule | None,
+    std: float,
+) -> Estimator:
+    """The estimator that `LearnedOptimizerModule` names so, with its options, of which not all go together.
+
+    Raises:
+        ValueError: An unknown name, a number out of range, or options that exclude each other.
+    """
+    who = "LearnedOptimizerModule"
+    if name not in ESTIMATORS:
+        raise ValueError(f"{who}: estimator must be one of {ESTIMATORS}, got {name!r}")
+    if clip is not None:
+        if not (math.isfinite(clip) and clip > 0):
+            raise ValueError(f"{who}: clip must be finite and > 0, or None, got {clip}")
+        if coordinates is not None or teacher is not None:
+            raise ValueError(f"{who}: clip cannot be combined with coordinates or teacher")
+    if name == "evolution":
+        if teacher is not None or coordinates is not None or clip is not None or flat_memory or not first_order:
+            raise ValueError(
+                f"{who}: teacher, coordinates, clip, flat_memory and first_order=False need estimator='truncated'"
+            )
+        if not (math.isfinite(std) and std > 0):
+            raise ValueError(f"{who}: std must be finite and > 0, got {std}")
+        return PersistentEvolution(rule, std=std)
+    if coordinates is not None and not first_order:
+        raise ValueError(f"{who}: coordinates needs first_order=True, where coordinates are independent")
+    return TruncatedBackpropagation(
+        rule,
+        first_order=first_order,
+        coordinates=coordinates,
+        teacher=teacher,
+        clip=clip,
+        flat_memory=flat_memory,
+    )

@@ -19,11 +19,11 @@ from learned_optim.problems import Families, ProblemFamily, Quadratics
 from learned_optim.seeds import seeded
 from lightning_modules.curriculum import Curriculum
 from lightning_modules.data import TaskLoader
-from lightning_modules.estimators import Carried, Estimator, PersistentEvolution, TruncatedBackpropagation
-from lightning_modules.processes import anywhere, everywhere, gathered, process
+from lightning_modules.estimators import Carried, estimator_of
+from lightning_modules.in_progress import InProgress
+from lightning_modules.processes import anywhere, everywhere, process
 from lightning_modules.schedule import check_schedule, scheduled
 
-ESTIMATORS = ("truncated", "evolution")
 OBJECTIVES = ("loss", "log")
 
 
@@ -58,6 +58,9 @@ class LearnedOptimizerModule(pl.LightningModule):
         patience: See ``curriculum``.
         random_horizons: Draws the horizon of each set of problems log-uniformly from ``window`` to the horizon at hand,
             in whole windows.
+        interleave: Sets of problems, one family after the other, that are in progress at once and take turns, window by
+            window. With as many ``accumulate_grad_batches`` of the trainer a meta-gradient is the mean over all of
+            them, and far less noisy where families differ.
         estimator: ``"truncated"`` backpropagation, or persistent ``"evolution"`` strategies, which are unbiased for
             any horizon and need no graph, but are noisy: use many instances.
         first_order: Treats the optimizee's gradients as constants, as the paper does (truncated).
@@ -118,6 +121,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         curriculum: Sequence[int] = (),
         patience: int = 3,
         random_horizons: bool = False,
+        interleave: int = 1,
         estimator: str = "truncated",
         first_order: bool = True,
         coordinates: int | None = None,
@@ -141,6 +145,7 @@ class LearnedOptimizerModule(pl.LightningModule):
             "horizon": horizon,
             "window": window,
             "instances": instances,
+            "interleave": interleave,
             "patience": patience,
             "steps_per_epoch": steps_per_epoch,
             "val_instances": val_instances,
@@ -169,7 +174,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         if not self.families or not self.val_families:
             raise ValueError("LearnedOptimizerModule: family and val_family must not be empty lists; give at least one")
         self.rule = rule or LSTMRule()
-        self.estimator = _estimator(
+        self.estimator = estimator_of(
             self.rule,
             estimator,
             first_order=first_order,
@@ -186,10 +191,8 @@ class LearnedOptimizerModule(pl.LightningModule):
         self.outer_lr, self.schedule = outer_lr, check_schedule(schedule, "LearnedOptimizerModule")
         self.steps_per_epoch = steps_per_epoch
         self.val_instances, self.val_horizon = val_instances, val_horizon or horizon
-        self.seed = seed
-        self._episode = 0
-        self._position = 0
-        self._carried: Carried | None = None
+        self.seed, self.interleave = seed, interleave
+        self.running = InProgress(interleave)
         self._skipped = 0
         self._validated: list[Tensor] = []
         self._validated_epoch = -1
@@ -199,9 +202,10 @@ class LearnedOptimizerModule(pl.LightningModule):
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         if not self.curriculum.ended:
             self._catch_up()
-        steps = range(self._position, self._position + self.window)
-        instances = self._instances("train", self._episode, self.instances, copies=True)
-        carried = self._started(instances) if self._carried is None else self._carried
+        episode = self.running.current
+        steps = range(episode.position, episode.position + self.window)
+        instances = self._instances("train", episode.number, self.instances, copies=True)
+        carried = self._started(instances) if episode.carried is None else episode.carried
         # A resumed run finds them on the CPU.
         carried = tree_map(lambda leaf: leaf.to(self.device), carried)
         loss, carried = self.estimator.window(
@@ -209,14 +213,11 @@ class LearnedOptimizerModule(pl.LightningModule):
             carried,
             steps,
             self._objective,
-            generator=seeded(self.seed, "window", self._episode, self._position, process()[0]),
+            generator=seeded(self.seed, "window", episode.number, episode.position, process()[0]),
             teacher_weight=self._teacher_weight(),
         )
         diverged = anywhere(~torch.isfinite(carried.pop("after")).all())
-        self._position = steps.stop
-        self._carried = carried
-        if diverged or self._position >= self._horizon(self._episode):
-            self._episode, self._position, self._carried = self._episode + 1, 0, None
+        self.running.advance(steps.stop, carried, ended=diverged or steps.stop >= self._horizon(episode.number))
         self.log("train/loss", loss.detach(), prog_bar=True)
         if len(self.curriculum.horizons) > 1:
             self.log("train/horizon", float(self.curriculum.horizon))
@@ -252,7 +253,9 @@ class LearnedOptimizerModule(pl.LightningModule):
         values = _logs(losses, first, self.floor) if self.objective == "log" else losses
         if not self.late_weight:
             return values.mean(dim=1)
-        t = torch.arange(steps.start + 1, steps.stop + 1, device=values.device) / self._horizon(self._episode)
+        t = torch.arange(steps.start + 1, steps.stop + 1, device=values.device) / self._horizon(
+            self.running.current.number
+        )
         return ((self.late_weight + 1) * t**self.late_weight * values).mean(dim=1)
 
     def _teacher_weight(self) -> float:
@@ -344,26 +347,19 @@ class LearnedOptimizerModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["episode"] = {
-            "episode": self._episode,
-            "position": self._position,
+            "running": self.running.state_dict(),
             "skipped": self._skipped,
             "curriculum": self.curriculum.state_dict(),
             "validated_epoch": self._validated_epoch,
             "setting": self._setting(),
-            "carried": gathered(self._carried),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["episode"]
-        self._episode, self._position, self._skipped = saved["episode"], saved["position"], saved["skipped"]
+        self._skipped = saved["skipped"]
         self.curriculum.load_state_dict(saved["curriculum"])
         self._validated_epoch = saved["validated_epoch"]
-        rank, world = process()
-        if len(saved["carried"]) == world and saved["setting"] == self._setting():
-            self._carried = saved["carried"][rank]
-        else:
-            # With other processes, problems or options they could not go on: they are left where they are.
-            self._episode, self._position, self._carried = self._episode + 1, 0, None
+        self.running.load_state_dict(saved["running"], same=saved["setting"] == self._setting())
 
     def _setting(self) -> list[Any]:
         """What the problems that are carried over depend on."""
@@ -379,48 +375,10 @@ class LearnedOptimizerModule(pl.LightningModule):
             self.seed,
             self.instances,
             self.window,
+            self.interleave,
             list(self.curriculum.horizons),
         ]
         return [*options, names, shapes, rules]
-
-
-def _estimator(
-    rule: Rule,
-    name: str,
-    *,
-    first_order: bool,
-    coordinates: int | None,
-    clip: float | None,
-    flat_memory: bool | int,
-    teacher: Rule | None,
-    std: float,
-) -> Estimator:
-    who = "LearnedOptimizerModule"
-    if name not in ESTIMATORS:
-        raise ValueError(f"{who}: estimator must be one of {ESTIMATORS}, got {name!r}")
-    if clip is not None:
-        if not (math.isfinite(clip) and clip > 0):
-            raise ValueError(f"{who}: clip must be finite and > 0, or None, got {clip}")
-        if coordinates is not None or teacher is not None:
-            raise ValueError(f"{who}: clip cannot be combined with coordinates or teacher")
-    if name == "evolution":
-        if teacher is not None or coordinates is not None or clip is not None or flat_memory or not first_order:
-            raise ValueError(
-                f"{who}: teacher, coordinates, clip, flat_memory and first_order=False need estimator='truncated'"
-            )
-        if not (math.isfinite(std) and std > 0):
-            raise ValueError(f"{who}: std must be finite and > 0, got {std}")
-        return PersistentEvolution(rule, std=std)
-    if coordinates is not None and not first_order:
-        raise ValueError(f"{who}: coordinates needs first_order=True, where coordinates are independent")
-    return TruncatedBackpropagation(
-        rule,
-        first_order=first_order,
-        coordinates=coordinates,
-        teacher=teacher,
-        clip=clip,
-        flat_memory=flat_memory,
-    )
 
 
 def _logs(losses: Tensor, first: Tensor, floor: float) -> Tensor:

@@ -87,12 +87,26 @@ def test_families_take_turns_and_are_all_validated():
     )
     run = trainer(2, limit_train_batches=2)
     run.fit(module)
-    assert module._episode == 2
+    assert module.running.current.number == 2
     means = []
     for number, family in enumerate(families):
         instances = Instances(family, (0, "val", number), range(2))
         means.append(instances.run(module.rule, *instances.start(module.rule), range(4)).losses[:, :-1].mean())
     assert_close(run.callback_metrics["val/loss"].double(), torch.stack(means).mean(), rtol=1e-6, atol=1e-6)
+
+
+def test_interleaved_problems_are_those_that_come_one_after_the_other():
+    """Three sets, two at once: window by window in turn, and the third in the place of the first that ends."""
+    families = [Quadratics(2), Quadratics(5)]
+    options = {"horizon": 12, "window": 4, "instances": 2, "outer_lr": 0.0}
+    torch.manual_seed(0)
+    rule = LSTMRule(hidden_size=3)
+    single, double = (silent(LearnedOptimizerModule(families, rule, interleave=count, **options)) for count in (1, 2))
+    apart = [[single.training_step(None, 0) for _ in range(3)] for _ in range(3)]
+    together = [double.training_step(None, 0) for _ in range(8)]
+    expected = [apart[0][0], apart[1][0], apart[0][1], apart[1][1], apart[0][2], apart[1][2], apart[2][0]]
+    assert_close(together[:7], expected, rtol=0, atol=0)
+    assert double.running.current.number == 2
 
 
 def test_random_horizons_are_whole_windows_and_belong_to_the_episode():
@@ -152,7 +166,7 @@ def test_logarithms_need_losses_above_zero():
 
 def test_short_horizons_weigh_as_much_as_long_ones():
     module = quadratics(horizon=64, random_horizons=True, late_weight=1.0)
-    module._episode = next(episode for episode in range(100) if module._horizon(episode) == 4)
+    module.running.current.number = next(episode for episode in range(100) if module._horizon(episode) == 4)
     weight = module._objective(torch.ones(2, 4), torch.ones(2), range(4))
     assert_close(weight, torch.full((2,), 2 * (1 + 2 + 3 + 4) / 16))
 
@@ -221,7 +235,11 @@ def test_evolution_leaves_no_graph_and_hands_over_its_gradient():
     loss = module.training_step(None, 0)
     loss.backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.rule.parameters())
-    leaves = [module._carried["params"], module._carried["noise"], *module._carried["per_param"].values()]
+    leaves = [
+        module.running.current.carried["params"],
+        module.running.current.carried["noise"],
+        *module.running.current.carried["per_param"].values(),
+    ]
     assert not any(value.requires_grad for tensors in leaves for value in tensors.values())
 
 
@@ -384,6 +402,7 @@ RESUMED = {
     "curriculum": {"curriculum": (4, 8), "patience": 1, "outer_lr": 0.1},
     "random horizons": {"random_horizons": True, "objective": "log"},
     "clip": {"clip": 1.0, "first_order": False},
+    "interleave": {"interleave": 2, "random_horizons": True},
 }
 
 
@@ -409,6 +428,7 @@ OTHERS = {
     "family": family_of_another_size,
     "instances": lambda: quadratics(instances=5),
     "window": lambda: quadratics(window=6),
+    "interleave": lambda: quadratics(interleave=2),
     "estimator": lambda: quadratics(estimator="evolution"),
     "teacher": lambda: quadratics(teacher=AdamRule(0.1)),
     "curriculum": lambda: quadratics(curriculum=(4,)),
@@ -422,7 +442,7 @@ def test_with_other_options_a_checkpoint_goes_on_with_new_problems(name):
     run.save_checkpoint("saved.ckpt")
     module = OTHERS[name]()
     trainer(8).fit(module, ckpt_path="saved.ckpt")
-    assert module._episode >= 2
+    assert module.running.current.number >= 2
     assert module.curriculum.stage < len(module.curriculum.horizons)
 
 

@@ -290,8 +290,8 @@ def test_windows_cover_the_horizon_with_carried_state():
     module, whole = quadratics(outer_lr=0.0), quadratics(outer_lr=0.0, window=12)
     module.log = whole.log = lambda *args, **kwargs: None
     parts = [module.training_step(None, i) for i in range(3)]
-    assert module._carried is None
-    assert module._episode == 1
+    assert module.running.current.carried is None
+    assert module.running.current.number == 1
     assert_close(torch.stack(parts).mean(), whole.training_step(None, 0))
 
 

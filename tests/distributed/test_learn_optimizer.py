@@ -89,4 +89,4 @@ def test_each_process_goes_on_with_its_own_problem(outcomes):
 
 def test_another_number_of_processes_takes_new_problems(folder):
     module, _ = fit("windows", 5, resume=folder / "half.ckpt")
-    assert (module._episode, module._position) == (2, 4)
+    assert (module.running.current.number, module.running.current.position) == (2, 4)
