@@ -324,7 +324,7 @@ def horizons(results: Mapping[str, RaceResult], file: Path) -> None:
         panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("final loss over tuned Adam's")
-    panels[0].set_ylim(0.1, 30)
+    panels[0].set_ylim(0.3, 10)
     drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     drawing.savefig(file, dpi=110)
 
