@@ -78,9 +78,7 @@ def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> Tensors:
                 torch._foreach_copy_([piece[place] for piece in pieces], torch.split(value, sizes))
         if clocks:
             torch._foreach_copy_(clocks, [new.per_param[_ALL]["step"]] * len(clocks))
-    return {
-        name: place if grads[name].dim() == 1 else place.view(grads[name].shape) for name, place in flat_updates.items()
-    }
+    return {name: place.view(grads[name].shape) for name, place in flat_updates.items()}
 
 
 def _of_one_age(per_param: dict[str, Tensors], grads: Tensors) -> Iterable[list[str]]:
@@ -94,13 +92,7 @@ def _of_one_age(per_param: dict[str, Tensors], grads: Tensors) -> Iterable[list[
 
 def _flat(tensor: Tensor, dims: int) -> Tensor:
     """One coordinate after the other, shape (n, ...); of what is contiguous a view."""
-    return (
-        tensor
-        if dims == 1
-        else tensor.reshape(-1)
-        if tensor.dim() == dims
-        else tensor.reshape(-1, *tensor.shape[dims:])
-    )
+    return tensor if dims == 1 else tensor.reshape(-1, *tensor.shape[dims:])
 
 
 def _chunks(flat: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:

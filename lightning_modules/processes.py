@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 
 def process() -> tuple[int, int]:
@@ -37,5 +37,5 @@ def gathered(tree: Any) -> list[Any]:
     if world == 1:
         return [tree]
     parts: list[Any] = [None] * world
-    torch.distributed.all_gather_object(parts, tree_map(lambda leaf: leaf.cpu(), tree))
+    torch.distributed.all_gather_object(parts, tree_map_only(Tensor, Tensor.cpu, tree))
     return parts

@@ -14,6 +14,7 @@ from learned_optim.problems import Quadratics
 from lightning_modules import LearnedOptimizerModule
 
 PROCESSES, STEPS = 2, 8
+SAVED_AT = {"within a horizon": 4, "between two": 3}
 CASES = {
     "windows": {},
     "log objective": {"objective": "log", "late_weight": 1.0},
@@ -54,8 +55,9 @@ def work(rank, folder):
     os.environ |= {name: str(value) for name, value in (place | address).items()}
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
     outcomes = {name: trained(name) for name in CASES}
-    fit("windows", 4)[1].save_checkpoint(folder / "half.ckpt")  # in the middle of a horizon
-    outcomes["resumed"] = weights(fit("windows", resume=folder / "half.ckpt")[0])
+    for place, steps in SAVED_AT.items():
+        fit("windows", steps)[1].save_checkpoint(folder / f"{place}.ckpt")
+        outcomes[place] = weights(fit("windows", resume=folder / f"{place}.ckpt")[0])
     torch.save(outcomes, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -82,11 +84,12 @@ def test_two_processes_are_one_with_both_problems(outcomes, name):
         assert_close(outcome[name]["loss"], expected["loss"], rtol=1e-6, atol=1e-6)  # logged as float32
 
 
-def test_each_process_goes_on_with_its_own_problem(outcomes):
+@pytest.mark.parametrize("place", SAVED_AT)
+def test_each_process_goes_on_with_its_own_problem(outcomes, place):
     for outcome in outcomes:
-        assert_close(outcome["resumed"], outcome["windows"]["phi"], rtol=0, atol=1e-12)
+        assert_close(outcome[place], outcome["windows"]["phi"], rtol=0, atol=1e-12)
 
 
 def test_another_number_of_processes_takes_new_problems(folder):
-    module, _ = fit("windows", 5, resume=folder / "half.ckpt")
+    module, _ = fit("windows", 5, resume=folder / "within a horizon.ckpt")
     assert (module.running.current.number, module.running.current.position) == (2, 4)
