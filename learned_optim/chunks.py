@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learned_optim.reduction import largest
 from learned_optim.rule import Rule
-from learned_optim.together import joined, small_together
+from learned_optim.together import as_one, small_together
 from learned_optim.types import RuleState, Tensors
 
 CHUNK = 4096
@@ -32,7 +32,7 @@ def steps_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> bool:
         tensor.is_contiguous() for name in grads for tensor in state.per_param[name].values()
     ):
         return False
-    most = largest(joined(grads[name] for name in names) for names in small_together(grads)).max()
+    most = largest(as_one(grads[name] for name in names) for names in small_together(grads)).max()
     return bool(most < LARGE) and all(bool(torch.isfinite(weight).all()) for weight in rule.parameters())
 
 

@@ -16,12 +16,12 @@ SKIPPED = "skipped"
 
 def of_parameter(entry: Tensors) -> Tensors:
     """What the rule and the guard remember of this parameter."""
-    return {key: value for key, value in entry.items() if not key.startswith(SHARED) and key != SKIPPED}
+    return {key: value for key, value in entry.items() if not _of_network(key)}
 
 
 def has_begun(entry: Tensors) -> bool:
     """Whether anything is remembered of this parameter."""
-    return any(not key.startswith(SHARED) and key != SKIPPED for key in entry)
+    return not all(map(_of_network, entry))
 
 
 def divided(entries: Mapping[str, Tensors]) -> tuple[dict[str, Tensors], dict[str, Tensors]]:
@@ -33,7 +33,7 @@ def divided(entries: Mapping[str, Tensors]) -> tuple[dict[str, Tensors], dict[st
         for key, value in entry.items():
             if key.startswith(GUARD):
                 of_guard[key.removeprefix(GUARD)] = value
-            elif not key.startswith(SHARED) and key != SKIPPED:
+            elif not _of_network(key):
                 of_rule[key] = value
     return own, guards
 
@@ -46,3 +46,7 @@ def part(entry: Tensors, prefix: str) -> Tensors:
 def prefixed(tensors: Tensors, prefix: str) -> Tensors:
     """The inverse of `part`."""
     return {prefix + key: value for key, value in tensors.items()}
+
+
+def _of_network(key: str) -> bool:
+    return key.startswith(SHARED) or key == SKIPPED

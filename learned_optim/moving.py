@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learned_optim.rule import apply_updates
-from learned_optim.together import joined, small_together
+from learned_optim.together import as_one, small_together
 from learned_optim.types import Scalar, Tensors
 
 _ALL = "all"
@@ -33,7 +33,7 @@ def move_(
     """
     for names in small_together(params, lambda name: (updates[name].dtype, id(lr[name]), id(weight_decay[name]))):
         owners = [params[name] for name in names]
-        theta, u = joined(owners), joined(updates[name] for name in names)
+        theta, u = as_one(owners), as_one(updates[name] for name in names)
         moved = apply_updates({_ALL: theta}, {_ALL: u}, lr=lr[names[0]], weight_decay=weight_decay[names[0]])[_ALL]
         moved = torch.where(finite.to(theta.device), moved, theta)
         if len(owners) == 1:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learned_optim.together import joined, small_together
+from learned_optim.together import as_one, small_together
 from learned_optim.types import Tensors
 
 
@@ -166,7 +166,7 @@ def largest(tensors: Iterable[Tensor]) -> Tensor:
 def _anywhere(mark: Callable[[Tensor], Tensor], tensors: Tensors) -> Tensor:
     """Whether any tensor's largest magnitude is marked, on any shard."""
     if _shards is None:
-        return mark(largest(joined(tensors[name] for name in names) for names in small_together(tensors))).any()
+        return mark(largest(as_one(tensors[name] for name in names) for names in small_together(tensors))).any()
     marks = mark(largest(tensors.values()))
     counts = totals(dict(zip(tensors, marks.float().unbind(), strict=True)))
     return torch.stack([count.to(marks.device) for count in counts.values()]).any()

@@ -14,7 +14,7 @@ SMALL = 4096
 
 
 def small_together(tensors: Tensors, kind: Callable[[str], Hashable] = lambda _: None) -> Iterable[list[str]]:
-    """Names of tensors that can be `joined`: small ones of one dtype, device and ``kind``; others are alone.
+    """Names of tensors that can be taken `as_one`: small ones of one dtype, device and ``kind``; others are alone.
 
     While compiling all are alone, because the compiler puts together what it likes.
     """
@@ -26,7 +26,7 @@ def small_together(tensors: Tensors, kind: Callable[[str], Hashable] = lambda _:
     return found.values()
 
 
-def joined(tensors: Iterable[Tensor]) -> Tensor:
+def as_one(tensors: Iterable[Tensor]) -> Tensor:
     """All coordinates, shape (n,); of a single tensor the tensor itself."""
     parts = [*tensors]
     if len(parts) == 1:

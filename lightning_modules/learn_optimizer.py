@@ -60,7 +60,7 @@ class LearnedOptimizerModule(pl.LightningModule):
             in whole windows.
         interleave: Sets of problems, one family after the other, that are in progress at once and take turns, window by
             window. With as many ``accumulate_grad_batches`` of the trainer a meta-gradient is the mean over all of
-            them, and far less noisy where families differ.
+            them, so that no family pulls the rule its way alone.
         estimator: ``"truncated"`` backpropagation, or persistent ``"evolution"`` strategies, which are unbiased for
             any horizon and need no graph, but are noisy: use many instances.
         first_order: Treats the optimizee's gradients as constants, as the paper does (truncated).
@@ -253,9 +253,8 @@ class LearnedOptimizerModule(pl.LightningModule):
         values = _logs(losses, first, self.floor) if self.objective == "log" else losses
         if not self.late_weight:
             return values.mean(dim=1)
-        t = torch.arange(steps.start + 1, steps.stop + 1, device=values.device) / self._horizon(
-            self.running.current.number
-        )
+        horizon = self._horizon(self.running.current.number)
+        t = torch.arange(steps.start + 1, steps.stop + 1, device=values.device) / horizon
         return ((self.late_weight + 1) * t**self.late_weight * values).mean(dim=1)
 
     def _teacher_weight(self) -> float:

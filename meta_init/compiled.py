@@ -78,7 +78,7 @@ class CompiledGradient:
         value, *outputs = made.function(*inputs)
         learned = [held[place] for place in made.places[: made.learned]]
         grads, logs = outputs[: made.learned], outputs[made.learned :]
-        handed: Tensor = _Handed.apply(value, grads, *learned)  # type: ignore[no-untyped-call]  # torch leaves it without types
+        handed: Tensor = _Handed.apply(value, grads, *learned)  # type: ignore[no-untyped-call]  # Function.apply has no annotations
         return handed, dict(zip(made.logs, logs, strict=True))
 
     def _made(self, module: nn.Module, held: list[Tensor], leaves: list[Tensor], structure: Any) -> _Made:

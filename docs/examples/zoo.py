@@ -210,14 +210,8 @@ def summary(results: Mapping[str, RaceResult], among: Collection) -> list[str]:
     for name in _names(results):
         to_tuned = logs(results, name, TUNED)
         ratio, worst = mean_ratio(to_tuned)
-        shares = [below(logs(results, name, to), each_seed=among.each_seed) for to in others]
         entries = [results[key].entry(name) for key in to_tuned]
-        cells = [_share(*share) if name != to else "" for to, share in zip(others, shares, strict=True)]
-        if among.each_seed:
-            cells = [
-                f"{cell}, {lower(results, name, to)} without floor" if "level" in cell else cell
-                for to, cell in zip(others, cells, strict=True)
-            ]
+        cells = [_share(results, name, to, among) if name != to else "" for to in others]
         diverged = f"{sum(len(one.diverged) for one in entries)} of {sum(len(one.final) for one in entries)} runs"
         shown = f"{math.exp(sum(to_tuned[worst]) / len(to_tuned[worst])):.3g} ({worst})"
         lines.append(f"| {' | '.join([name, _between(ratio), shown, *cells, diverged])} |")
@@ -360,8 +354,10 @@ def _names(results: Mapping[str, RaceResult]) -> list[str]:
     return sorted(entries.keys() - {TUNED}, key=lambda name: (entries[name], [*entries].index(name)))
 
 
-def _share(less: int, level: int, count: int) -> str:
-    return f"{less} of {count}" + (f", {level} level" if level else "")
+def _share(results: Mapping[str, RaceResult], name: str, to: str, among: Collection) -> str:
+    less, level, count = below(logs(results, name, to), each_seed=among.each_seed)
+    cell = f"{less} of {count}" + (f", {level} level" if level else "")
+    return f"{cell}, {lower(results, name, to)} without floor" if level and among.each_seed else cell
 
 
 def _below(name: str) -> str:

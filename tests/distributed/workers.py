@@ -406,6 +406,6 @@ def work(rank, folder):
                     outcomes[size, check, name] = together[name] if name in together else run(name)
                 except Exception as error:  # ends all processes: the others would wait for this one
                     raise RuntimeError(f"{check} of {name} with {size} processes") from error
-        torch.save(outcomes, folder / f"{rank}.pt")
         dist.barrier()  # a process that leaves takes the connections of those still at work with it
         dist.destroy_process_group()
+    torch.save(outcomes, folder / f"{rank}.pt")
