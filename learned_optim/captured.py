@@ -36,7 +36,10 @@ class Captured:
 
     def call(self, function: Callable[..., Result], values: Sequence[Tensor], *args: Any) -> Result:
         """``function(*args)`` with ``values`` in place of ``tensors``."""
-        with _Replacing({id(old): new for old, new in zip(self.tensors, values, strict=True)}):
+        replaced = {id(old): new for old, new in zip(self.tensors, values, strict=True) if old is not new}
+        if not replaced:
+            return function(*args)
+        with _Replacing(replaced):
             return function(*args)
 
 

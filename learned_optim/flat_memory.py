@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from learned_optim.captured import Captured
+from learned_optim.pullback import vjp
 from learned_optim.types import LossFn, Minibatch, RuleState, Tensors
 
 ValueAndGrad: TypeAlias = Callable[[LossFn, Tensors, tuple[Minibatch, ...]], tuple[Tensor, Tensors]]
@@ -20,6 +20,12 @@ ValueAndGrad: TypeAlias = Callable[[LossFn, Tensors, tuple[Minibatch, ...]], tup
 
 Advance: TypeAlias = Callable[[Tensors, RuleState, Tensors], tuple[Tensors, RuleState]]
 """``advance(params, state, grads)``: the parameters and the state after a step."""
+
+AT_ONCE = 10
+"""Steps between what is kept, unless one asks for another number.
+
+Ten graphs are held at once, and a tenth of the boundaries. A stretch costs time of its own, which ten steps share.
+"""
 
 Held: TypeAlias = tuple[list[Tensor], list[Tensor]]
 """What the loss and the rest of the step capture."""
@@ -49,7 +55,9 @@ class FlatSteps:
     def __init__(self, loss_fn: LossFn, value_and_grad: ValueAndGrad, advance: Advance) -> None:
         self.loss_fn, self.value_and_grad, self.advance = loss_fn, value_and_grad, advance
         self.of_loss, self.of_advance = Captured(), Captured()
-        self.drawn: list[Tensor] = []  # where the random numbers were at the last segment
+        # Of the last segment: where the random numbers were, and how its tensors lay.
+        self.drawn: list[Tensor] = []
+        self.structure: TreeSpec | None = None
 
     def watched(
         self, params: Tensors, state: RuleState, arguments: tuple[Minibatch, ...]
@@ -95,6 +103,8 @@ class _Segment:
     """What a stretch of steps is, beside its tensors."""
 
     def __init__(self, steps: FlatSteps, leaves: list[Any], structure: TreeSpec) -> None:
+        # One for all alike: it is larger than what else there is to remember.
+        steps.structure = structure = steps.structure if steps.structure == structure else structure
         self.steps, self.structure = steps, structure
         self.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learned_optim.flat_memory import FlatSteps
+from learned_optim.flat_memory import AT_ONCE, FlatSteps
 from learned_optim.guard import Guard, guarded
+from learned_optim.pullback import vjp
 from learned_optim.rule import apply_updates, oriented
 from learned_optim.types import LossFn, Minibatch, RuleState, Scalar, Tensors, Update
 
@@ -69,9 +70,8 @@ def unroll(
         first_order: Treats the gradients handed to the rule as constants, as Andrychowicz et al. 2016 and
             first-order MAML do: no second derivatives. phi and theta_0 keep their own gradients.
         guard: Keeps the steps within a trust region. Its memory is added to the returned state.
-        flat_memory: Recomputes the steps in the backward pass, so that memory holds a single one beside the parameters
-            and states at the boundaries of steps; with n, parameters and states at every n-th boundary and n steps.
-            See `FlatSteps`.
+        flat_memory: Recomputes the steps in the backward pass: with n, memory holds parameters and states at every n-th
+            boundary of steps and n steps beside them, with True ten. See `FlatSteps`.
 
     Raises:
         ValueError: ``steps`` is negative or no whole number, ``batches`` ends early, the loss is no scalar, or
@@ -91,6 +91,7 @@ def unroll(
     flat = None
     if flat_memory and torch.is_grad_enabled():  # else nothing is remembered anyway
         flat = FlatSteps(loss_fn, value_and_grad, advance)
+    at_once = AT_ONCE if flat_memory is True else int(flat_memory)
     losses: list[Tensor] = []
     given = _arguments(batches, steps)
     while len(losses) < steps:
@@ -102,7 +103,7 @@ def unroll(
             loss, params, state = flat.watched(params, state, next(given))
             losses.append(loss)
         else:
-            more, params, state = flat.recomputed(params, state, [*islice(given, int(flat_memory))])
+            more, params, state = flat.recomputed(params, state, [*islice(given, at_once)])
             losses.extend(more)
     return Unrolled(params, state, torch.stack(losses) if losses else torch.empty(0))
 
@@ -124,13 +125,15 @@ def _arguments(batches: Iterable[Minibatch] | None, steps: int) -> Iterator[tupl
 def _value_and_grad(
     loss_fn: LossFn, params: Tensors, arguments: tuple[Minibatch, ...], *, first_order: bool
 ) -> tuple[Tensor, Tensors]:
-    loss, pullback = torch.func.vjp(lambda theta: loss_fn(theta, *arguments), params)[:2]
+    (loss,), pullback = vjp(
+        lambda *theta: [loss_fn(dict(zip(params, theta, strict=True)), *arguments)], *params.values()
+    )
     if loss.dim() != 0:
         raise ValueError(f"unroll: loss_fn must return a scalar, got shape {tuple(loss.shape)}")
     # Without this, first order would still record the graph of the gradient, only to drop it.
     with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
-        (grads,) = pullback(torch.ones_like(loss))
-    return loss, {name: grad.detach() for name, grad in grads.items()} if first_order else grads
+        grads = pullback([torch.ones_like(loss)])
+    return loss, {name: g.detach() if first_order else g for name, g in zip(params, grads, strict=True)}
 
 
 def meta_loss(losses: Tensor, weights: Tensor | Sequence[float] | None = None) -> Tensor:

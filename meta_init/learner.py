@@ -129,9 +129,9 @@ class MetaLearner(nn.Module):
             tasks of each size, which takes seconds to minutes; ``compiled.seconds`` tells. Results are those of
             ``compile=False`` within rounding; the gradient cannot be differentiated any further. `evaluate` and `adapt`
             are not compiled. Without a compiler the traced graph itself is run, with a warning.
-        flat_memory: Recomputes inner steps in the backward pass, so that memory grows with K by what is kept between
-            steps alone; see `unroll`. Not with ``compile``, which would undo it, nor with ``step_weights``, for which
-            all query losses are kept.
+        flat_memory: Recomputes inner steps in the backward pass, ten at a time, so that memory grows with K by what is
+            kept between these alone; another number than ten for a number; see `unroll`. Not with ``compile``,
+            which would undo it, nor with ``step_weights``, for which all query losses are kept.
 
     Raises:
         ValueError: Nothing to adapt, ``steps`` below 1, weights of another number than K, an unknown strategy, or
@@ -262,7 +262,7 @@ class MetaLearner(nn.Module):
     def predict(self, params: Tensors, buffers: Tensors, x: Inputs) -> Any:
         """The model's output with ``params`` and ``buffers`` in place of its own."""
         args, kwargs = ((), x) if isinstance(x, dict) else (x if isinstance(x, tuple) else (x,), {})
-        with differentiable_twice():
+        with differentiable_twice.where_needed():
             return functional_call(self.model, (params, buffers), args, kwargs)
 
     def extra_repr(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from learned_optim.flat_memory import AT_ONCE
 from tests.benchmarks.measuring import Bar, Benchmark, Contender, Group, Setup, over, ratio
 from tests.benchmarks.meta_gradients import Problem, conv, images, ours
 
@@ -55,9 +57,11 @@ def _groups(setup: Setup) -> dict[str, Group]:
 
 
 def _boundaries(name: str, steps: int) -> int:
-    """The parameters before each step, in bytes: what a recomputation has to start from."""
+    """The parameters that are stored, in bytes: what a recomputation has to start from."""
     make, _ = NETWORKS[name]
-    return steps * sum(p.numel() * p.element_size() for p in make(steps=1).model.parameters())
+    return math.ceil((steps - 1) / AT_ONCE) * sum(
+        p.numel() * p.element_size() for p in make(steps=1).model.parameters()
+    )
 
 
 def _bars(groups: Mapping[str, Any]) -> list[Bar]:
