@@ -160,7 +160,7 @@ class TruncatedBackpropagation(Estimator):
         """The window with a copy of phi for each problem, so that each has a gradient of its own."""
         phi = {
             name: p.detach().expand(len(instances), *p.shape).clone().requires_grad_()
-            for name, p in self.rule.named_parameters()
+            for name, p in trained(self.rule).items()
         }
         result = instances.run(
             self.rule, params, state, steps, first_order=self.first_order, phi=phi, flat_memory=self.flat_memory
@@ -169,7 +169,7 @@ class TruncatedBackpropagation(Estimator):
         each = torch.autograd.grad(values.sum(), [*phi.values()], allow_unused=True, materialize_grads=True)
         norms = torch.cat([grad.reshape(len(grad), -1) for grad in each], dim=1).norm(dim=1)
         kept = torch.isfinite(norms) & torch.isfinite(values)
-        # Where none is kept this is NaN, for the module to leave out and count.
+        # Where none is kept the loss is NaN, and the module leaves the window out.
         scales = torch.where(kept, clip / norms.clamp(min=clip), 0.0) / kept.sum()
         grads = {
             name: torch.einsum("i,i...->...", scales, torch.where(_over(kept, grad), grad, 0.0))
@@ -201,7 +201,7 @@ class PersistentEvolution(Estimator):
 
     def start(self, instances: Instances) -> Carried:
         pairs = len(instances) // 2
-        noise = {name: p.new_zeros(pairs, *p.shape) for name, p in self.rule.named_parameters()}
+        noise = {name: p.new_zeros(pairs, *p.shape) for name, p in trained(self.rule).items()}
         return super().start(instances) | {"noise": {name: value.detach() for name, value in noise.items()}}
 
     def window(
@@ -215,7 +215,7 @@ class PersistentEvolution(Estimator):
         teacher_weight: float = 0.0,
     ) -> tuple[Tensor, Carried]:
         pairs = len(instances) // 2
-        phi = {name: p.detach() for name, p in self.rule.named_parameters()}
+        phi = {name: p.detach() for name, p in trained(self.rule).items()}
         fresh = {
             name: self.std * torch.randn(pairs, *p.shape, generator=generator, dtype=p.dtype).to(p.device)
             for name, p in phi.items()
@@ -234,9 +234,19 @@ class PersistentEvolution(Estimator):
         return loss, _carried(result.params, result.state, carried["first"]) | {"noise": noise} | _after(result)
 
 
+def trained(rule: Rule) -> Tensors:
+    """The parameters that are trained, by name: those that require a gradient."""
+    return {name: p for name, p in rule.named_parameters() if p.requires_grad}
+
+
+def nothing(rule: Rule) -> Tensor:
+    """Zero, with zeros for gradients."""
+    return _handed(rule, {name: torch.zeros_like(p) for name, p in trained(rule).items()})
+
+
 def _handed(rule: Rule, grads: Tensors) -> Tensor:
     """Zero, with these gradients."""
-    return torch.stack([((p - p.detach()) * grads[name]).sum() for name, p in rule.named_parameters()]).sum()
+    return torch.stack([((p - p.detach()) * grads[name]).sum() for name, p in trained(rule).items()]).sum()
 
 
 def _over(kept: Tensor, value: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,7 +20,7 @@ from learned_optim.problems import Families, ProblemFamily, Quadratics
 from learned_optim.seeds import seeded
 from lightning_modules.curriculum import Curriculum
 from lightning_modules.data import TaskLoader
-from lightning_modules.estimators import Carried, estimator_of
+from lightning_modules.estimators import Carried, estimator_of, nothing, trained
 from lightning_modules.in_progress import InProgress
 from lightning_modules.processes import anywhere, everywhere, process
 from lightning_modules.schedule import check_schedule, scheduled
@@ -45,6 +46,8 @@ class LearnedOptimizerModule(pl.LightningModule):
     Args:
         family: The problems, or several families, one after the other. By default `Quadratics`.
         rule: The rule to train; it is trained in place. By default ``LSTMRule(output_scale=0.1)``.
+        trains: Which of its parameters, by name: a pattern of `fnmatch`, or several; the others stay as they are. By
+            default all that require a gradient. Evolution strategies find their way among few sooner than among many.
         horizon: Steps on each problem.
         window: Steps between truncations; ``horizon`` for none. It must divide ``horizon``.
         instances: Problems run side by side, through vmap, in each process.
@@ -69,8 +72,8 @@ class LearnedOptimizerModule(pl.LightningModule):
         clip: The largest norm that a single problem's meta-gradient may have: longer ones are shortened to it before
             they are averaged, and those that are not finite left out, so that a few unstable problems do not drown the
             others. Not with ``coordinates`` or ``teacher`` (truncated).
-        flat_memory: Recomputes steps in the backward pass, so that memory grows with the window by what is kept between
-            steps alone, or between every n-th and the next for a number n; see `unroll` (truncated).
+        flat_memory: Recomputes steps in the backward pass, ten at a time, so that memory grows with the window by what
+            is kept between these alone; another number than ten for a number; see `unroll` (truncated).
         teacher: A rule to imitate, such as ``AdamRule(0.02)`` (truncated), see `learned_optim.imitation`.
         teacher_weight: What the mean relative distance to its steps counts for, beside the loss.
         teacher_epochs: The weight falls to zero over so many epochs; 0 keeps it.
@@ -94,8 +97,8 @@ class LearnedOptimizerModule(pl.LightningModule):
     Logged: ``train/loss``; ``val/loss`` (mean over the horizon), ``val/half`` and ``val/final`` (means over the tenth
     of the horizon that ends at its middle and at its end), ``val/log`` (the mean of the objective ``"log"``, in which
     families of any scale count alike; NaN where losses are not above 0), all means over families, the same under
-    ``test/``; ``train/skipped``, the number of meta-gradients left out because they were not finite; ``train/horizon``
-    where there is a curriculum.
+    ``test/``; ``train/skipped``, the number of windows left out because loss or meta-gradient was not finite;
+    ``train/horizon`` where there is a curriculum.
 
     Raises:
         ValueError: ``window`` does not divide a horizon, a count or weight is out of range, an unknown name, or options
@@ -112,6 +115,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         family: ProblemFamily | Families | Sequence[ProblemFamily] | None = None,
         rule: Rule | None = None,
         *,
+        trains: str | Sequence[str] = "*",
         horizon: int = 100,
         window: int = 20,
         instances: int = 4,
@@ -174,6 +178,13 @@ class LearnedOptimizerModule(pl.LightningModule):
         if not self.families or not self.val_families:
             raise ValueError("LearnedOptimizerModule: family and val_family must not be empty lists; give at least one")
         self.rule = rule or LSTMRule()
+        patterns = [trains] if isinstance(trains, str) else list(trains)
+        for name, p in self.rule.named_parameters():
+            if not any(fnmatchcase(name, pattern) for pattern in patterns):
+                p.requires_grad_(False)
+        if not trained(self.rule):
+            names = ", ".join(dict(self.rule.named_parameters()))
+            raise ValueError(f"LearnedOptimizerModule: nothing to train matches trains={trains!r}; there are {names}")
         self.estimator = estimator_of(
             self.rule,
             estimator,
@@ -194,6 +205,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         self.seed, self.interleave = seed, interleave
         self.running = InProgress(interleave)
         self._skipped = 0
+        self._finite = 0  # windows, since the last step of the trainer's optimizer
         self._validated: list[Tensor] = []
         self._validated_epoch = -1
 
@@ -221,6 +233,11 @@ class LearnedOptimizerModule(pl.LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True)
         if len(self.curriculum.horizons) > 1:
             self.log("train/horizon", float(self.curriculum.horizon))
+        if not bool(torch.isfinite(loss)):
+            # The others whose gradients it would be added to must not be lost with it.
+            self._leave_out()
+            return nothing(self.rule)
+        self._finite += 1
         return loss
 
     def _started(self, instances: Instances) -> Carried:
@@ -264,16 +281,22 @@ class LearnedOptimizerModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         grads = [p.grad for p in self.rule.parameters() if p.grad is not None]
-        if not all(bool(torch.isfinite(grad).all()) for grad in grads):
-            if not self._skipped:
-                rank_zero_warn("A meta-gradient was not finite and is left out; train/skipped counts how many are.")
-            self._skipped += 1
+        finite = all(bool(torch.isfinite(grad).all()) for grad in grads)
+        if not finite:
+            self._leave_out()
+        if not finite or not anywhere(torch.tensor(self._finite > 0, device=self.device)):
             for p in self.rule.parameters():
                 p.grad = None
+        self._finite = 0
         self.log("train/skipped", float(self._skipped))
 
+    def _leave_out(self) -> None:
+        if not self._skipped:
+            rank_zero_warn("A meta-gradient was not finite and is left out; train/skipped counts how many are.")
+        self._skipped += 1
+
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.outer_lr)
+        optimizer = torch.optim.Adam([*trained(self.rule).values()], lr=self.outer_lr)
         return scheduled(optimizer, self.schedule, self.trainer)
 
     def on_fit_start(self) -> None:

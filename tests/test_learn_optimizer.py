@@ -109,6 +109,64 @@ def test_interleaved_problems_are_those_that_come_one_after_the_other():
     assert double.running.current.number == 2
 
 
+@pytest.mark.parametrize("estimator", ["truncated", "evolution", "clipped"])
+def test_only_what_is_named_is_trained(estimator):
+    torch.manual_seed(0)
+    rule = LSTMRule(hidden_size=3)
+    before = {name: p.detach().clone() for name, p in rule.named_parameters()}
+    options = {"clip": 1.0} if estimator == "clipped" else {"estimator": estimator}
+    module = LearnedOptimizerModule(
+        Quadratics(2), rule, trains=["head.*"], horizon=4, window=4, instances=2, val_instances=1, **options
+    )
+    trainer(2, limit_train_batches=2).fit(module)
+    moved = {name for name, p in rule.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if name.startswith("head.")} != set()
+
+
+def test_nothing_to_train_is_refused():
+    with pytest.raises(ValueError, match=r"nothing to train matches trains='tail'; there are .*head\.weight"):
+        LearnedOptimizerModule(trains="tail")
+
+
+class Exploding(Quadratics):
+    """Of which no meta-gradient is finite."""
+
+    def loss(self, params, batch=None):
+        return super().loss(params, batch) * float("inf")
+
+
+@pytest.mark.filterwarnings("ignore:A meta-gradient was not finite")
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_what_is_not_finite_does_not_spoil_what_it_is_averaged_with(order):
+    """Of two windows whose gradients add up, the one that is left out counts as zero."""
+
+    def trained(families):
+        torch.manual_seed(0)
+        module = LearnedOptimizerModule(
+            families, LSTMRule(hidden_size=3), horizon=4, window=4, instances=1, interleave=2, clip=1.0, val_instances=1
+        )  # fmt: skip
+        run = trainer(1, limit_train_batches=2, limit_val_batches=0, accumulate_grad_batches=2)
+        steps, looked = [], module.on_before_optimizer_step
+
+        def noted(optimizer):
+            looked(optimizer)
+            steps.append([p.grad.clone() for p in module.rule.parameters() if p.grad is not None])
+
+        module.on_before_optimizer_step = noted
+        run.fit(module)
+        return steps, module._skipped
+
+    families = [Quadratics(2), Exploding(2)]
+    (found,), skipped = trained([families[i] for i in order])
+    assert skipped == 1
+    assert found
+    assert all(bool(torch.isfinite(value).all()) for value in found)
+    assert any(bool(value.any()) for value in found)
+    (none,), skipped = trained([Exploding(2), Exploding(2)])
+    assert skipped == 2
+    assert none == []
+
+
 def test_random_horizons_are_whole_windows_and_belong_to_the_episode():
     module = quadratics(horizon=64, random_horizons=True)
     drawn = [module._horizon(episode) for episode in range(300)]
