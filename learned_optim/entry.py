@@ -25,16 +25,20 @@ def has_begun(entry: Tensors) -> bool:
 
 
 def divided(entries: Mapping[str, Tensors]) -> tuple[dict[str, Tensors], dict[str, Tensors]]:
-    """What the rule remembers of each parameter, and what the guard does, without its prefix."""
+    """What the rule remembers of each parameter, and what the guard does, where it does, without its prefix."""
     own: dict[str, Tensors] = {}
     guards: dict[str, Tensors] = {}
+    places: dict[str, tuple[dict[str, Tensors] | None, str]] = {}
     for name, entry in entries.items():
-        of_rule, of_guard = own[name], guards[name] = {}, {}
+        own[name] = {}
         for key, value in entry.items():
-            if key.startswith(GUARD):
-                of_guard[key.removeprefix(GUARD)] = value
-            elif not _of_network(key):
-                of_rule[key] = value
+            if key not in places:  # thousands of parameters have the same few keys
+                guard = key.startswith(GUARD)
+                part_of = guards if guard else None if _of_network(key) else own
+                places[key] = part_of, key.removeprefix(GUARD) if guard else key
+            part_of, its_name = places[key]
+            if part_of is not None:
+                part_of.setdefault(name, {})[its_name] = value
     return own, guards
 
 

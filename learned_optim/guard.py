@@ -152,12 +152,12 @@ def guarded(update: Update, guard: Guard | None, *, lr: Scalar | Mapping[str, Sc
 
     def step(grads: Tensors, state: RuleState, params: Tensors) -> tuple[Tensors, RuleState]:
         own, memory = entry.divided(state.per_param)
-        memory |= guard.init_state({name: params[name] for name in grads if not memory[name]})
+        memory |= guard.init_state({name: params[name] for name in grads if name not in memory})
         updates, new = update(grads, RuleState(own, state.shared), params)
         updates, kept = guard(grads, updates, memory, lr=lr)
         memory |= kept
         per_param = {
-            name: tensors | entry.prefixed(memory[name], entry.GUARD) for name, tensors in new.per_param.items()
+            name: tensors | entry.prefixed(memory.get(name, {}), entry.GUARD) for name, tensors in new.per_param.items()
         }
         return updates, RuleState(per_param, new.shared)
 

@@ -17,10 +17,13 @@ from torch import Tensor
 from learned_optim.reduction import Shards
 from learned_optim.types import Tensors
 
+_ORDINARY = (Tensor, torch.nn.Parameter)
+"""Most tensors, which need not be looked at."""
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor; told without importing torch.distributed."""
-    return hasattr(tensor, "device_mesh")
+    return type(tensor) not in _ORDINARY and hasattr(tensor, "device_mesh")
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -64,9 +64,9 @@ class CompiledGradient:
         key = (
             parts,
             structure,
-            tuple((leaf.shape, leaf.dtype, leaf.device) for leaf in leaves),
+            tuple(map(_layout, leaves)),
             tuple(
-                (name, tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, first.setdefault(id(tensor), i))
+                (name, *_layout(tensor), tensor.requires_grad, first.setdefault(id(tensor), i))
                 for i, (name, tensor) in enumerate(named)
             ),
             _settings(parts),
@@ -149,24 +149,35 @@ class _Handed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        return None, None, *(upstream * grad for grad in ctx.grads)
+        return None, None, *torch._foreach_mul(ctx.grads, upstream)
 
 
 def _compiled(graph: torch.fx.GraphModule, leaves: list[Tensor]) -> Callable[..., Any]:
-    """The graph's fastest form, or the graph itself where there is no compiler."""
-    function: Callable[..., Any] = torch.compile(graph, dynamic=False)
+    """The graph's fastest form, or the graph itself where there is no compiler.
+
+    What `torch.compile` would look at in each call, the key to the graph has told already.
+    """
     try:
-        function(*leaves)
-    except torch._dynamo.exc.BackendCompilerFailed as error:
+        with torch.no_grad():
+            function: Callable[..., Any] = torch._inductor.compile(graph, [*leaves])
+            function(*leaves)
+    except (torch._dynamo.exc.BackendCompilerFailed, torch._inductor.exc.InvalidCxxCompiler) as error:
         warnings.warn(f"compile=True goes on without a compiler: {str(error).splitlines()[0]}", stacklevel=5)
         return graph
     return function
 
 
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+_PLAIN = frozenset((bool, int, float, str, types.FunctionType))
+"""Types of attributes that are compiled in."""
+
+
 def _settings(parts: tuple[nn.Module, ...]) -> tuple[Any, ...]:
     """What else a graph depends on: plain attributes of the modules, and autocast."""
-    plain = (bool, int, float, str, types.FunctionType)
-    attributes = [(name, value) for part in parts for name, value in part.__dict__.items() if type(value) in plain]
+    attributes = [(name, value) for part in parts for name, value in part.__dict__.items() if type(value) in _PLAIN]
     autocast = [
         (device, torch.get_autocast_dtype(device)) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)
     ]

@@ -132,6 +132,8 @@ def count_tasks(tasks: Task | Sequence[Task]) -> int:
     Raises:
         ValueError: There is none, or stacked tasks or examples differ in number; the message names the part.
     """
+    if isinstance(tasks, Task) and _fits(tasks.support, tasks.query):
+        return len(tasks.support.y)
     if not isinstance(tasks, Task):
         if not tasks:
             raise ValueError("tasks is empty")
@@ -150,6 +152,22 @@ def count_tasks(tasks: Task | Sequence[Task]) -> int:
     if counts["support"] == 0:
         raise ValueError("tasks is empty: its first axis has size 0")
     return counts["support"]
+
+
+def _fits(support: Batch, query: Batch) -> bool:
+    """Whether a quick look at ordinary stacked tasks finds nothing wrong; what is wrong takes longer to tell."""
+    sizes = [
+        part.y.shape[:2]
+        for part in (support, query)
+        if type(part) is Batch
+        and isinstance(part.x, Tensor)
+        and isinstance(part.y, Tensor)
+        and part.x.dtype != torch.uint8
+        and part.x.shape[:2] == part.y.shape[:2]
+        and part.y.dim() > 1
+        and part.y.shape[0] * part.y.shape[1] > 0
+    ]
+    return len(sizes) == 2 and sizes[0][0] == sizes[1][0]
 
 
 def check_labels(tasks: Task | Sequence[Task]) -> None:
