@@ -91,6 +91,15 @@ CHECKPOINTS = {
         "was not measured.",
         Guard(),
     ),
+    "mnist-mlp-log-sign": Checkpoint(
+        "mnist-mlp-log-sign@1",
+        "An LSTM optimizer for small networks on images as in Andrychowicz et al. 2016, section 3.2: two layers of 20 "
+        "units that see the logarithm and the sign of the gradient, trained on 100 steps of a 784-20-10 sigmoid "
+        "network on MNIST.",
+        "It is there to be compared with; `mnist-mlp` is the better one. Its inputs depend on the scale of the "
+        "gradient. What it does with other networks and in longer trainings was not measured.",
+        Guard(),
+    ),
     "cifar-conv": Checkpoint(
         "cifar-conv@1",
         "An LSTM optimizer for small convolutional networks with batch normalisation, trained on smaller networks and "
@@ -131,6 +140,8 @@ ROWS = {
     "mnist-mlp-relu": Row("mnist-mlp", "mnist-mlp-relu", 200, 1.0, _NEW),
     "mnist-mlp-fashion": Row("mnist-mlp", "fashion-t10k-mlp", 200, 1.0, "other images"),
     "mnist-mlp-normal-start": Row("mnist-mlp", "mnist-mlp-normal-start", 200, 1.0, "another initialisation"),
+    "mnist-mlp-log-sign-100": Row("mnist-mlp-log-sign", "mnist-mlp", 100, 1.0, "trained on it"),
+    "mnist-mlp-log-sign-200": Row("mnist-mlp-log-sign", "mnist-mlp", 200, 1.0, "twice its horizon"),
     "cifar10-conv": Row("cifar-conv", "cifar10-batch-1-conv", 200, 1.0, "trained on smaller ones", 5, 2, _MOST),
     "cifar5-conv": Row("cifar-conv", "cifar5-batch-1-conv", 200, 1.0, "half of the classes", 5, 2, _MOST),
     "cifar2-conv": Row("cifar-conv", "cifar2-batch-1-conv", 200, 1.0, "two of the classes", 5, 2, _MOST),

@@ -17,6 +17,7 @@ from pathlib import Path
 from learned_optim import write_atomically
 from tests.benchmarks import curves
 from tests.benchmarks.measuring import (
+    BOUND,
     KEEPING,
     RETURNING,
     Contender,
@@ -65,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.names or BENCHMARKS:
             # What was compiled before does not count.
             with tempfile.TemporaryDirectory() as cache:
-                environment = {**KEEPING, "TORCHINDUCTOR_CACHE_DIR": cache}
+                bound = BOUND if BENCHMARKS[name].bound else {}
+                environment = {**KEEPING, **bound, "TORCHINDUCTOR_CACHE_DIR": cache}
                 asked = [name, "--here", "--out", str(options.out), *same]
                 print(alone(asked, threads=options.threads, environment=environment), end="", flush=True)
 
