@@ -17,7 +17,6 @@ from pathlib import Path
 from learned_optim import write_atomically
 from tests.benchmarks import curves
 from tests.benchmarks.measuring import (
-    BOUND,
     KEEPING,
     RETURNING,
     Contender,
@@ -66,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.names or BENCHMARKS:
             # What was compiled before does not count.
             with tempfile.TemporaryDirectory() as cache:
-                bound = BOUND if BENCHMARKS[name].bound else {}
-                environment = {**KEEPING, **bound, "TORCHINDUCTOR_CACHE_DIR": cache}
+                environment = {**KEEPING, "TORCHINDUCTOR_CACHE_DIR": cache}
                 asked = [name, "--here", "--out", str(options.out), *same]
                 print(alone(asked, threads=options.threads, environment=environment), end="", flush=True)
 

@@ -30,8 +30,6 @@ that rounding tips over makes 1e-3, where the same in float64 agrees to 1e-14.""
 
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 """Freed memory is kept for the next call, as the documentation recommends; for all contenders alike (glibc)."""
-BOUND = {"OMP_PROC_BIND": "true"}
-"""See `Benchmark`."""
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 """Freed memory goes back to the system at once, so that what is resident is what is in use (glibc)."""
 
@@ -129,8 +127,6 @@ class Benchmark(NamedTuple):
         bars: Of the measured groups, see `measured`.
         facts: Numbers beside the times and peaks, by text.
         fact_bars: What is claimed of these.
-        bound: Whether OpenMP's threads stay each on its core. Left to themselves both may share one of two, for as long
-            as the process lives. Not beside contenders that have threads of another kind.
     """
 
     about: str
@@ -138,7 +134,6 @@ class Benchmark(NamedTuple):
     bars: Callable[[Mapping[str, Any]], list[Bar]] = lambda groups: []
     facts: Callable[[Setup], dict[str, float]] = lambda setup: {}
     fact_bars: Callable[[Mapping[str, float]], list[Bar]] = lambda facts: []
-    bound: bool = False
 
 
 def measured(group: Group, setup: Setup, *, peak: Callable[[Contender], float | None]) -> dict[str, Any]:

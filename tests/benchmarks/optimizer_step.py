@@ -199,12 +199,10 @@ BENCHMARKS = {
     "step": Benchmark(
         "One step of the LSTM optimizer with the paper's network (log/sign inputs, two layers of 20 units). The floor "
         "is both layers' matrix products into one chunk of memory, in chunks of the fastest size, and as many sigmoids "
-        "and tanhs as their cells have, nothing else. Peak memory is what a step takes beyond its state. "
-        "OpenMP's threads stay each on its core.",
+        "and tanhs as their cells have, nothing else. Peak memory is what a step takes beyond its state.",
         _groups,
         _bars,
         _facts,
         _fact_bars,
-        bound=True,
     )
 }
