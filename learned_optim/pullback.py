@@ -49,14 +49,17 @@ def _starts(primals: Sequence[Tensor], recording: bool) -> list[Tensor]:
     """Each primal again, where its derivative is to end: not at what it was made from, nor at its like among them.
 
     Without a record of what they were made from a leaf stands for itself, so that functions that have captured it need
-    not be given another.
+    not be given another; unless it has hooks, which are for the gradients of others.
     """
     if recording:
         return [primal.view_as(primal) for primal in primals]
     starts: list[Tensor] = []
     for primal in primals:
-        itself = primal.requires_grad and primal.is_leaf and all(primal is not start for start in starts)
-        starts.append(primal if itself else primal.detach().requires_grad_())
+        itself = primal.requires_grad and primal.is_leaf and not primal._backward_hooks
+        if itself and all(primal is not start for start in starts):
+            starts.append(primal)
+        else:
+            starts.append(primal.detach().requires_grad_())
     return starts
 
 

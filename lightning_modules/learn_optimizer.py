@@ -296,7 +296,7 @@ class LearnedOptimizerModule(pl.LightningModule):
         self._skipped += 1
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam([*trained(self.rule).values()], lr=self.outer_lr)
+        optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.outer_lr)
         return scheduled(optimizer, self.schedule, self.trainer)
 
     def on_fit_start(self) -> None:
@@ -399,6 +399,7 @@ class LearnedOptimizerModule(pl.LightningModule):
             self.window,
             self.interleave,
             list(self.curriculum.horizons),
+            [*trained(self.rule)],
         ]
         return [*options, names, shapes, rules]
 

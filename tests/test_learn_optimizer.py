@@ -487,6 +487,7 @@ OTHERS = {
     "instances": lambda: quadratics(instances=5),
     "window": lambda: quadratics(window=6),
     "interleave": lambda: quadratics(interleave=2),
+    "trains": lambda: quadratics(trains="head.*"),
     "estimator": lambda: quadratics(estimator="evolution"),
     "teacher": lambda: quadratics(teacher=AdamRule(0.1)),
     "curriculum": lambda: quadratics(curriculum=(4,)),

@@ -114,6 +114,16 @@ def test_an_unroll_of_plain_tensors_has_no_graph():
     assert not any(p.requires_grad for p in result.params.values())
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_hooks_on_what_is_given_are_left_alone(mode):
+    x, seen = X.clone().requires_grad_(), []
+    x.register_hook(lambda grad: seen.append(grad) or 2 * grad)
+    with mode():
+        (_, found), (_, expected) = by_us(x, x.detach() + 1), by_torch(x, x.detach() + 1)
+    assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert seen == []
+
+
 def test_leaves_keep_the_gradients_that_they_have():
     model = nn.Linear(3, 1)
     for p in model.parameters():
