@@ -27,6 +27,9 @@ STRATEGIES = ("auto", "vmap", "loop")
 _LOOP_ABOVE_IMAGES = 32
 """On CPU a batched convolution with weights per task loses against a loop above about so many images per task."""
 
+_LOOP_ABOVE_PARAMETERS = 500_000
+"""On CPU weights per task no longer stay in the cache above about so many; a loop's overhead is small beside them."""
+
 
 def query_objective(initial: Tensors, adapted: Tensors, query_loss: Tensor) -> Tensor:
     """The query loss at theta_K: the objective of MAML and Meta-SGD."""
@@ -122,9 +125,9 @@ class MetaLearner(nn.Module):
         step_weights: K numbers w: the query loss becomes sum_k w_k L_query(theta_k), k = 1..K (multi-step loss). By
             default it is that of theta_K alone.
         strategy: ``"vmap"``: all tasks at once; ``"loop"``: one after the other, for models that vmap cannot batch;
-            ``"auto"``: a loop for a single task, for recurrent layers, and on CPU for convolutions with more than 32
-            images per task (where it is faster), vmap otherwise. Lists of tasks of different sizes are always looped
-            over.
+            ``"auto"``: a loop for a single task, for recurrent layers, and on CPU where it is faster: for convolutions
+            with more than 32 images per task, and for more than 500,000 parameters that adapt; vmap otherwise. Lists of
+            tasks of different sizes are always looped over.
         compile: Computes value and gradient of ``outer_loss`` by one function that is traced and compiled for the first
             tasks of each size, which takes seconds to minutes; ``compiled.seconds`` tells. Results are those of
             ``compile=False`` within rounding; the gradient cannot be differentiated any further. `evaluate` and `adapt`
@@ -376,9 +379,13 @@ class MetaLearner(nn.Module):
         modules = list(self.model.modules())
         if any(isinstance(module, nn.RNNBase) for module in modules):
             return False
+        if tasks.support.y.device.type != "cpu":
+            return True
+        if sum(param.numel() for param in self._initial().values()) > _LOOP_ABOVE_PARAMETERS:
+            return False
         convolutional = any(isinstance(module, nn.modules.conv._ConvNd) for module in modules)
         images = max(tasks.support.y.shape[1], tasks.query.y.shape[1])
-        return not (convolutional and images > _LOOP_ABOVE_IMAGES and tasks.support.y.device.type == "cpu")
+        return not (convolutional and images > _LOOP_ABOVE_IMAGES)
 
 
 def _unstacked(tasks: Task, count: int) -> list[Task]:

@@ -385,3 +385,22 @@ def test_meta_sgd_draws_its_rates_from_the_range():
     rates = torch.cat([rate.flatten() for rate in meta_sgd(sine_mlp(), lr=(0.005, 0.1)).rule.rates])
     assert 0.005 <= rates.min() < 0.01
     assert 0.095 < rates.max() <= 0.1
+
+
+CHOICES = {
+    "several tasks": (lambda: nn.Linear(4, 2), (3, 5, 4), True),
+    "one task": (lambda: nn.Linear(4, 2), (1, 5, 4), False),
+    "few images": (lambda: nn.Conv2d(1, 2, 3), (3, 32, 1, 8, 8), True),
+    "many images": (lambda: nn.Conv2d(1, 2, 3), (3, 33, 1, 8, 8), False),
+    "recurrent": (lambda: nn.GRU(4, 2), (3, 5, 4), False),
+    "wide": (lambda: nn.Linear(1000, 501), (3, 5, 1000), False),
+    "wide and frozen": (lambda: nn.Sequential(nn.Linear(1000, 501).requires_grad_(False), nn.Linear(501, 2)),
+                        (3, 5, 1000), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_auto_batches_tasks_where_a_loop_is_not_faster(name):
+    make, shape, batched = CHOICES[name]
+    part = Batch(torch.zeros(shape), torch.zeros(shape[:2], dtype=torch.long))
+    assert maml(make(), lr=0.1)._vectorised(Task(part, part)) is batched
