@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, vmap
 
 from learned_optim import differentiable_twice
 from meta_init import Batch, Sinusoids, Task, few_shot_conv, maml, sine_mlp, supervised_loss
+from meta_init.learner import STRATEGIES
 from tests.benchmarks.measuring import Bar, Benchmark, Contender, Group, Setup, over, ratio
 
 EAGER, COMPILED, PLAIN, FLOOR = "ours", "ours, compiled", "torch.func grad + vmap", "floor: shared weights"
@@ -214,9 +215,6 @@ def _conv_bars(groups: Mapping[str, Any]) -> list[Bar]:
         Bar("ours, compiled, times faster than TorchOpt", ratio(group, "TorchOpt", COMPILED), 2, at_most=False),
         *(Bar(f"memory of {n} over {PLAIN}", over(peaks.get(n), peaks.get(PLAIN)), 1.5) for n in (EAGER, COMPILED)),
     ]
-
-
-STRATEGIES = ("vmap", "loop", "auto")
 
 
 def _untold(call: Callable[[], Any]) -> Callable[[], None]:
