@@ -83,20 +83,22 @@ def save_checkpoint(
     write_atomically(path, save(tensors, metadata | {"sha256": _hash(tensors, metadata)}))
 
 
-def load_checkpoint(name_or_path: str | os.PathLike[str]) -> Rule:
+def load_checkpoint(name_or_path: str | os.PathLike[str], *, options: Mapping[str, Any] | None = None) -> Rule:
     """Loads a rule: verified, and without executing anything that the file says.
 
     Args:
         name_or_path: A bundled name, such as ``"mnist-mlp"`` (its newest version) or ``"mnist-mlp@1"``, or a file.
+        options: Arguments of the rule that are to be others than those in the file, such as ``{"horizon": 500}``. Those
+            that change what weights there are cannot be.
 
     Raises:
         CheckpointError: There is no such checkpoint (the message lists the names); the file is damaged, not of this
-            package, of a newer format, or names an unknown rule.
+            package, of a newer format, or names an unknown rule; or the rule has no such options.
     """
     path = _resolve(name_or_path)
     metadata, tensors = _read(path)
     tensors = {name: value for name, value in tensors.items() if not name.startswith(_MODEL)}
-    rule = _build(path, metadata, tensors)
+    rule = _build(path, metadata, tensors, options or {})
     rule.load_state_dict(tensors, assign=True)
     for parameter in rule.parameters():
         parameter.requires_grad_(True)
@@ -198,18 +200,21 @@ def _read(path: Path) -> tuple[dict[str, str], Tensors]:
     return metadata, tensors
 
 
-def _build(path: Path, metadata: Mapping[str, str], tensors: Tensors) -> Rule:
+def _build(path: Path, metadata: Mapping[str, str], tensors: Tensors, options: Mapping[str, Any]) -> Rule:
     name = metadata.get("rule", "")
     if name not in Rule.known:
         known = ", ".join(sorted(Rule.known))
         raise CheckpointError(f"{path} holds a rule of the unknown class {name!r}; import it first (known: {known})")
     try:
         with torch.device("meta"):  # sizes only, so that nothing is allocated before they have been compared
-            expected = Rule.rebuilt({"class": name, "config": json.loads(metadata["config"])})
+            expected = Rule.rebuilt({"class": name, "config": json.loads(metadata["config"]) | options})
         depth = max(inner.count(".") for inner, _ in expected.named_modules())
         needed = {key: tuple(value.shape) for key, value in expected.state_dict().items()}
     except Exception as error:  # a constructor, perhaps a user's, may raise anything on values that it does not expect
-        raise CheckpointError(f"{path}: no {name} can be made from its configuration: {_reason(error)}") from error
+        changed = f" with {dict(options)}" if options else ""
+        raise CheckpointError(
+            f"{path}: no {name} can be made from its configuration{changed}: {_reason(error)}"
+        ) from error
     if depth > _MAX_DEPTH:
         raise CheckpointError(f"{path}: no {name} can be made from its configuration: it is nested too deeply")
     for key in needed | tensors:

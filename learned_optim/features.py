@@ -235,6 +235,9 @@ class Magnitude(Features):
 class StepCount(Features):
     """tanh(t / x - 1) for x = 10, 30, 100, ..., 10,000: how far a training is, the same for all coordinates.
 
+    Args:
+        until: Where the count stays.
+
     Source: the released code of Metz et al. 2022, from memory; there x runs from 1 to 100,000.
     """
 
@@ -243,12 +246,15 @@ class StepCount(Features):
     descent = (0.0,) * 7
     bounded = False
 
+    def __init__(self, until: float = math.inf) -> None:
+        self.until = until
+
     def init_state(self, param: Tensor, *, dtype: torch.dtype) -> Tensors:
         return {"step": torch.zeros((), dtype=torch.float32, device=param.device)}
 
     def __call__(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         step = state["step"] + 1
-        t = step.to(grad.dtype)  # the counter is float32
+        t = step.clamp(max=self.until).to(grad.dtype)  # the counter is float32
         inputs = torch.stack([torch.tanh(t / time - 1) for time in self.times])
         return inputs.expand(*grad.shape, self.size), {"step": step}
 
@@ -261,3 +267,17 @@ FEATURES: dict[str, Features] = {
     "magnitude": Magnitude(),
     "step_count": StepCount(),
 }
+
+
+def within(horizon: int, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """min(1, horizon / t): what the steps of a rule count for that was trained on ``horizon`` of them.
+
+    Rates that fall as 1 / t are those of stochastic approximation (Robbins & Monro 1951): however noisy gradients are,
+    what they do to the parameters dies out, and the parameters still get anywhere.
+
+    Args:
+        horizon: Steps, at least 1.
+        step: t, from 1, 0-dimensional.
+        dtype: Of the result.
+    """
+    return (horizon / step.to(dtype)).clamp(max=1.0)

@@ -90,6 +90,7 @@ RULES: dict[str, MakeRule] = {
         sizes=(3,),
         without=("input_scaling", "learned_decays", "products", "log_squares", "relative_rates", "learned_start"),
     ),
+    "hierarchical-horizon": hierarchical(sizes=(2, 2), horizon=2, largest_step=0.05),
     "hierarchical-bare-direction": hierarchical(time_scales=1, without=("dynamic_rates", "shortcut")),
     "lstm": lstm(),
     "lstm-one-layer": lstm(num_layers=1),
@@ -100,6 +101,8 @@ RULES: dict[str, MakeRule] = {
     "lstm-plain": lstm(features=("plain", "step_count"), num_layers=1),
     "lstm-magnitude": lstm(features=("moments", "magnitude"), num_layers=1),
     "lstm-time-scales": lstm(features=("time_scales", "step_count"), shortcut=True),
+    "lstm-horizon": lstm(horizon=2, num_layers=1),
+    "lstm-counts-to-horizon": lstm(features=("moments", "step_count"), horizon=2, num_layers=1),
     "lstm-normalised": lstm(features=("log_sign", "step_count"), normalised=True, num_layers=1),
     "lstm-normalised-moves-unseen": lstm(features="moments", normalised=True, num_layers=1, move_unseen=True),
 }
@@ -118,11 +121,17 @@ OPTIMIZERS: dict[str, Callable[..., RuleOptimizer]] = {
     "LSTMOptimizer-normalised": lambda params, **options: LSTMOptimizer(
         params, rule=seeded_rule("lstm-normalised", {}), **options
     ),
+    "LSTMOptimizer-horizon": lambda params, **options: LSTMOptimizer(
+        params, rule=seeded_rule("lstm-counts-to-horizon", {}), **options
+    ),
     "LSTMOptimizer-guarded": lambda params, **options: LSTMOptimizer(
         params, rule=seeded_rule("lstm", {}), guard=True, **options
     ),
     "HierarchicalRNNOptimizer": lambda params, **options: HierarchicalRNNOptimizer(
         params, rule=seeded_rule("hierarchical", {}), **options
+    ),
+    "HierarchicalRNNOptimizer-horizon": lambda params, **options: HierarchicalRNNOptimizer(
+        params, rule=seeded_rule("hierarchical-horizon", {}), **options
     ),
     "HierarchicalRNNOptimizer-attention": lambda params, **options: HierarchicalRNNOptimizer(
         params, rule=seeded_rule("hierarchical-attention", {}), **options

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from learned_optim import (
+    CheckpointError,
     HierarchicalRNNRule,
     LSTMOptimizer,
     LSTMRule,
@@ -13,6 +14,7 @@ from learned_optim import (
     MetaSGDRule,
     RuleOptimizer,
     SGDRule,
+    load_checkpoint,
     save_checkpoint,
     unroll,
 )
@@ -128,6 +130,24 @@ CASES = {
         "time_scales must be from 1 to 20, got 0",
     ),
     "rates from zero": (lambda: HierarchicalRNNRule(rates=(0, 1)), ValueError, r"above 0, got \(0, 1\)"),
+    "no step to the horizon": (lambda: LSTMRule(horizon=0), ValueError, "horizon must be a whole number .* got 0"),
+    "half a step": (lambda: HierarchicalRNNRule(horizon=2.5), ValueError, "horizon must be .* got 2.5"),
+    "no largest step": (lambda: HierarchicalRNNRule(largest_step=0), ValueError, "largest_step must be .* got 0"),
+    "a horizon of no rates": (
+        lambda: HierarchicalRNNRule(without=("dynamic_rates",), horizon=3),
+        ValueError,
+        "without 'dynamic_rates' there are none; got 3 and None",
+    ),
+    "options of another rule": (
+        lambda: load_checkpoint("quadratic", options={"legs": 2}),
+        CheckpointError,
+        "no LSTMRule can be made from its configuration with {'legs': 2}",
+    ),
+    "options of other weights": (
+        lambda: load_checkpoint("quadratic", options={"hidden_size": 2}),
+        CheckpointError,
+        r"tensor 'weights.0' has shape \(80, .*, but its LSTMRule needs \(8, ",
+    ),
     "unknown part": (lambda: HierarchicalRNNRule(without=("legs",)), ValueError, r"unknown parts \['legs'\]"),
     "wrong rule": (lambda: LSTMOptimizer(params(), rule=SGDRule(0.1)), ValueError, "needs an LSTMRule, got SGDRule"),
     "rate shapes": (

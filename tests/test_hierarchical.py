@@ -27,7 +27,7 @@ from learned_optim import (
 from learned_optim.cells import gru_cell
 from learned_optim.instances import Instances
 from learned_optim.problems import Quadratics
-from learned_optim.rules.hierarchical import FIXED_DECAYS, PARTS
+from learned_optim.rules.hierarchical import FIXED_DECAYS, ORTHOGONAL, PARTS
 from learned_optim.seeds import scattered
 from lightning_modules import LearnedOptimizerModule
 from tests.specs import seeded_rule, small_problem
@@ -83,7 +83,8 @@ class Slow:
         self.weights = {name: weight.tolist() for name, weight in rule.named_parameters()}
         self.tensors = {}
         for name, own in state.per_param.items():
-            rates = own["log_rate"].tolist() if "log_rate" in own else [0.0] * len(own["hidden"])
+            cells = own["hidden"][..., 0].numel()
+            rates = own["log_rate"].flatten().tolist() if "log_rate" in own else [0.0] * cells
             coordinates = [
                 {
                     "h": self.first(0),
@@ -95,7 +96,7 @@ class Slow:
                 }
                 for rate in rates
             ]
-            self.tensors[name] = {"coordinates": coordinates, "T": self.first(1)}
+            self.tensors[name] = {"coordinates": coordinates, "T": self.first(1), "steps": 0}
         self.N = self.first(2)
 
     def first(self, level):
@@ -143,18 +144,31 @@ class Slow:
             x.append(c["l"] - centre)
         return x, scaled
 
-    def step(self, grads):
+    def slowed(self, name):
+        return 1.0 if self.rule.horizon is None else min(1.0, self.rule.horizon / self.tensors[name]["steps"])
+
+    def largest(self, grads, values):
+        """Of a tensor's moving coordinates."""
+        lengths = root_mean_square(grads) * root_mean_square(values)
+        cosine = mean([g * value for g, value in zip(grads, values, strict=True)]) / lengths if lengths else math.inf
+        if self.rule.largest_step is None or abs(cosine) * math.sqrt(len(values)) >= ORTHOGONAL:
+            return math.inf
+        return self.rule.largest_step * root_mean_square(values)
+
+    def step(self, grads, params):
         rule, weights = self.rule, self.weights
+        for name in grads:
+            self.tensors[name]["steps"] += 1
         moving = {
             name: [
                 (c, g)
-                for c, g in zip(self.tensors[name]["coordinates"], own, strict=True)
+                for c, g in zip(self.tensors[name]["coordinates"], own.flatten().tolist(), strict=True)
                 if rule.move_unseen or c["steps"] or g != 0
             ]
             for name, own in grads.items()
         }
         moving = {name: pairs for name, pairs in moving.items() if pairs}
-        updates = {name: [0.0] * len(own) for name, own in grads.items()}
+        updates = {name: [0.0] * own.numel() for name, own in grads.items()}
         if not moving:
             return updates
         centre = mean([c["l"] for pairs in moving.values() for c, _ in pairs])
@@ -177,15 +191,17 @@ class Slow:
                 below = [mean(column) for column in zip(*told, strict=True)]
                 new_tensors[name] = slow_gru(weights["weights.1"], bias, below, self.tensors[name]["T"])
             places = [i for i, c in enumerate(self.tensors[name]["coordinates"]) if any(c is each for each, _ in pairs)]
+            most = self.largest(*(every[name].flatten()[places].tolist() for every in (grads, params)))
             for k, (i, (c, _)) in enumerate(zip(places, pairs, strict=True)):
                 step, look = directions[k], (looks or [0.0] * len(pairs))[k]
                 if "dynamic_rates" in self.parts:
-                    aim = c["l"] + dot(weights["rate.weight"][0], c["h"]) + weights["rate.bias"][0]
+                    change = dot(weights["rate.weight"][0], c["h"]) + weights["rate.bias"][0]
+                    aim = c["l"] + self.slowed(name) * change
                     aim = min(max(aim, -33.0), 33.0)
                     memory = sigmoid(weights["rate_memory"])
                     c["l"] = memory * c["l"] + (1 - memory) * aim
-                    step *= math.exp(aim + weights["rate_offset"]) / (root_mean_square(directions) + 1e-8)
-                    look *= math.exp(aim) / (root_mean_square(looks) + 1e-8) if looks else 0.0
+                    step *= min(math.exp(aim + weights["rate_offset"]), most) / (root_mean_square(directions) + 1e-8)
+                    look *= min(math.exp(aim), most) / (root_mean_square(looks) + 1e-8) if looks else 0.0
                 updates[name][i] = -look - c["ahead"] if rule.attention else -step
                 c["ahead"] = step - look
         for name, new in new_tensors.items():
@@ -207,6 +223,9 @@ CASES = {
     "two time scales": {"time_scales": 2},
     "one time scale": {"time_scales": 1},
     "attention": {"attention": True},
+    "horizon": {"horizon": 30},
+    "largest step": {"largest_step": 1e-3},
+    "attention, horizon and largest step": {"attention": True, "horizon": 30, "largest_step": 1e-3},
     "bare attention": {"attention": True, "without": ("dynamic_rates",)},
     "moves unseen": {"move_unseen": True},
     **{f"without {part}": {"without": (part,)} for part in PARTS},
@@ -217,14 +236,20 @@ CASES = {
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
 def test_equal_to_the_slow_reference_over_100_steps(case):
-    """Gradients of all scales, zero at first, in between or throughout; one tensor is absent for a while."""
+    """Gradients of all scales, zero at first, in between or throughout; one tensor, a matrix, is absent for a while."""
     rule = small_rule(**CASES[case])
     torch.manual_seed(1)
     scales = torch.tensor([1e-6, 1e-3, 1.0, 1e2, 0.0], dtype=torch.float64)
-    p, q, dead = torch.randn(100, 5).double() * scales, torch.randn(100, 2).double(), torch.zeros(100, 2).double()
+    p, q, dead = torch.randn(100, 5).double() * scales, torch.randn(100, 2, 3).double(), torch.zeros(100, 2).double()
     p[:7, 3] = p[40:50, 1:3] = 0
     q[:3] = 0
-    params = {"p": torch.zeros(5).double(), "q": torch.zeros(2).double(), "dead": torch.zeros(2).double()}
+    q[:50, 0, 2] = 0
+    q[50:80, 0, 2] = -(q[50:80, 0, 0] + 3 * q[50:80, 1, 1])  # orthogonal to q
+    params = {
+        "p": torch.zeros(5).double(),
+        "q": torch.tensor([[1.0, 0, 1], [0, 3, 0]]).double(),
+        "dead": torch.zeros(2).double(),
+    }
     state = rule.init_state(params)
     slow = Slow(rule, state)
     for t in range(100):
@@ -232,8 +257,11 @@ def test_equal_to_the_slow_reference_over_100_steps(case):
         if 20 <= t < 30:
             del grads["q"]
         updates, state = rule(grads, state, params)
-        expected = slow.step({name: grad.tolist() for name, grad in grads.items()})
-        theirs = {name: torch.tensor(values, dtype=torch.float64) for name, values in expected.items()}
+        expected = slow.step(grads, params)
+        theirs = {
+            name: torch.tensor(values, dtype=torch.float64).reshape(grads[name].shape)
+            for name, values in expected.items()
+        }
         assert_close(updates, theirs, rtol=1e-9, atol=1e-12)
     assert bool((updates["p"][:4] != 0).all())
     assert bool(updates["dead"].any()) == rule.move_unseen
@@ -319,6 +347,41 @@ def test_the_direction_is_normalised_over_its_tensor():
     )
     for update in updates.values():
         assert_close(update.square().mean().sqrt(), 1e-2 * rule.rate_offset.exp())
+
+
+def normalised_network(norm):
+    """Ten weights and a bias behind them, on data of its own; the loss does not see the scale of normalised weights."""
+    torch.manual_seed(0)
+    params = {"weight": torch.randn(5, 2).double(), "bias": torch.zeros(2).double()}
+    x, y = torch.randn(20, 5).double(), torch.randn(20, 2).double()
+
+    def loss(params):
+        z = x @ params["weight"]
+        z = (z - z.mean(dim=0)) / z.std(dim=0) if norm else z
+        return (z + params["bias"] - y).square().mean()
+
+    return loss, params
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_largest_step_bounds_those_of_weights_before_a_normalisation(norm):
+    """And no other: without a normalisation it changes nothing at all."""
+    loss, start = normalised_network(norm)
+    rates = (0.1, 0.2)
+    bounded, free = small_rule(rates=rates, largest_step=1e-3), small_rule(rates=rates)
+    found = [unroll(rule, loss, start, rule.init_state(start), steps=20).params for rule in (bounded, free)]
+    if not norm:
+        assert_close(found[0], found[1], rtol=0, atol=0)
+        return
+    params, state = start, bounded.init_state(start)
+    for _ in range(20):
+        after, state = unroll(bounded, loss, params, state, steps=1)[:2]
+        moved = {name: (after[name] - params[name]).square().mean().sqrt() for name in params}
+        assert_close(moved["weight"], 1e-3 * params["weight"].square().mean().sqrt())
+        assert moved["bias"] > 1e-3
+        params = after
+    assert found[1]["weight"].norm() > 1.2 * start["weight"].norm()  # what would come of it
+    assert params["weight"].norm() < 1.03 * start["weight"].norm()
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Families of problems to train and test optimizers on."""
 
 from learned_optim.problems.base import Families, Problem, ProblemFamily
-from learned_optim.problems.corpus import CORPUS, MIXTURES, broad_corpus, synthetic_corpus
+from learned_optim.problems.corpus import CORPUS, MIXTURES, NORMALISED, broad_corpus, synthetic_corpus
 from learned_optim.problems.drawn_data import GaussianClasses, SineCurves
 from learned_optim.problems.images import ImageClassification
 from learned_optim.problems.named import PROBLEMS
@@ -15,6 +15,7 @@ from learned_optim.problems.zoo import ZOO
 __all__ = [
     "CORPUS",
     "MIXTURES",
+    "NORMALISED",
     "PROBLEMS",
     "ZOO",
     "Bowls",

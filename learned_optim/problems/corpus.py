@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
+from torch import nn
 from torch.nn import functional as F
 
 from learned_optim.problems.base import Families, ProblemFamily
 from learned_optim.problems.drawn_data import GaussianClasses, SineCurves
 from learned_optim.problems.network_problems import NetworkProblems
-from learned_optim.problems.networks import mlp
+from learned_optim.problems.networks import conv_net, mlp, res_net
 from learned_optim.problems.quadratics import Quadratics
 from learned_optim.problems.synthetic import Bowls, Rosenbrock
 from learned_optim.problems.wrappers import ConvexMix, NoisyGradients, Rescaled, SparseGradients, Transformed
@@ -47,13 +49,24 @@ Source: in the spirit of the corpus of Wichrowska et al. 2017, section 4.
 """
 
 
-def _mixtures(
-    hidden: tuple[int, ...], activation: str = "relu", *, inputs: int, spread: float, batch_size: int
+def _clouds(
+    model: Callable[[], nn.Module], *, inputs: int, spread: float, batch_size: int, examples: int = 2000
 ) -> ProblemFamily:
-    """Ten clouds that overlap, of 2,000 points: what is learned from a minibatch is noisy to the end."""
-    model = partial(mlp, hidden, activation, inputs=inputs, outputs=10)
-    data = GaussianClasses(inputs, 10, examples=2000, spread=spread)
+    """Ten clouds that overlap: what is learned from a minibatch is noisy to the end."""
+    data = GaussianClasses(inputs, 10, examples=examples, spread=spread)
     return NetworkProblems(model, data, loss=F.cross_entropy, batch_size=batch_size)
+
+
+def _mixtures(
+    hidden: tuple[int, ...],
+    activation: str = "relu",
+    *,
+    norm: bool = False,
+    inputs: int,
+    **data: Any,
+) -> ProblemFamily:
+    model = partial(mlp, hidden, activation, norm=norm, inputs=inputs, outputs=10)
+    return _clouds(model, inputs=inputs, **data)
 
 
 MIXTURES: dict[str, Callable[[], ProblemFamily]] = {
@@ -66,6 +79,26 @@ MIXTURES: dict[str, Callable[[], ProblemFamily]] = {
     "mixtures-tanh-3-layers": partial(_mixtures, (12, 12, 12), "tanh", inputs=30, spread=1.5, batch_size=32),
 }
 """Networks of some thousand parameters on drawn data, beside the corpus; in `PROBLEMS` by these names."""
+
+
+def _images(make: Callable[..., nn.Module], *, spread: float, **options: Any) -> ProblemFamily:
+    """The clouds as images of 8 x 8, whose pixels have nothing to do with each other."""
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Unflatten(1, (8, 8)), make(size=8, **options))
+
+    return _clouds(model, inputs=64, spread=spread, batch_size=64, examples=10000)
+
+
+NORMALISED: dict[str, Callable[[], ProblemFamily]] = {
+    "normalised-relu": partial(_mixtures, (24, 24), norm=True, inputs=64, spread=5.0, batch_size=64, examples=10000),
+    "normalised-conv": partial(_images, conv_net, channels=6, hidden=16, norm=True, hidden_norm=True, spread=2.5),
+    "normalised-tanh": partial(
+        _mixtures, (32,), "tanh", norm=True, inputs=100, spread=6.0, batch_size=32, examples=10000
+    ),
+    "normalised-residual": partial(_images, res_net, channels=4, spread=3.5),
+}
+"""Networks with batch normalisation on drawn data, likewise; in `PROBLEMS` by these names."""
 
 
 _BROAD = (
@@ -86,14 +119,20 @@ _BROAD = (
 )
 
 
-def broad_corpus() -> Families:
+def broad_corpus(*, normalised: bool = False) -> Families:
     """The networks of `MIXTURES`, two of them twice, and among them families of the synthetic corpus that are smooth
     enough for exact meta-gradients through hundreds of steps.
 
-    >>> len(broad_corpus())
-    14
+    Args:
+        normalised: Puts those of `NORMALISED` among them, each twice.
+
+    >>> len(broad_corpus()), len(broad_corpus(normalised=True))
+    (14, 22)
     """
-    return Families((CORPUS | MIXTURES)[name]() for name in _BROAD)
+    names = list(_BROAD)
+    for place, name in enumerate([*NORMALISED, *NORMALISED] if normalised else ()):
+        names.insert(1 + place * 5 // 2, name)
+    return Families((CORPUS | MIXTURES | NORMALISED)[name]() for name in names)
 
 
 def synthetic_corpus(names: Sequence[str] | None = None) -> Families:

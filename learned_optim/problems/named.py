@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from learned_optim.problems.base import ProblemFamily
-from learned_optim.problems.corpus import CORPUS, MIXTURES
+from learned_optim.problems.corpus import CORPUS, MIXTURES, NORMALISED
 from learned_optim.problems.images import ImageClassification
 from learned_optim.problems.networks import conv_net, mlp, recurrent, res_net, transformer
 from learned_optim.problems.quadratics import Quadratics
@@ -65,6 +65,7 @@ PROBLEMS: dict[str, Callable[[], ProblemFamily]] = {
     **ADDED,
     **{f"corpus-{name}": family for name, family in CORPUS.items()},
     **MIXTURES,
+    **NORMALISED,
 }
 """Families by name; nothing is read before one is called, and then what it needs of `learned_optim.data.IMAGE_SETS`.
 

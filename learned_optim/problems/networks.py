@@ -16,11 +16,17 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReL
 
 
 def mlp(
-    hidden: tuple[int, ...] = (20,), activation: str = "sigmoid", *, inputs: int = 784, outputs: int = 10
+    hidden: tuple[int, ...] = (20,),
+    activation: str = "sigmoid",
+    *,
+    norm: bool = False,
+    inputs: int = 784,
+    outputs: int = 10,
 ) -> nn.Module:
     """A multilayer perceptron on flattened images; with no hidden layer a softmax regression.
 
-    The default is the 784-20-10 network of Andrychowicz et al. 2016, section 3.2. For CIFAR-10: ``inputs=3072``.
+    The default is the 784-20-10 network of Andrychowicz et al. 2016, section 3.2. For CIFAR-10: ``inputs=3072``. With
+    ``norm`` each hidden layer's inputs are normalised over the batch.
 
     Raises:
         ValueError: An unknown activation.
@@ -29,7 +35,10 @@ def mlp(
         raise ValueError(f"mlp: unknown activation {activation!r}; there are {sorted(ACTIVATIONS)}")
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise((inputs, *hidden)):
-        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+        layers.append(nn.Linear(before, after))
+        if norm:
+            layers.append(nn.BatchNorm1d(after, track_running_stats=False))
+        layers.append(ACTIVATIONS[activation]())
     return nn.Sequential(*layers, nn.Linear((inputs, *hidden)[-1], outputs))
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.cells import gru_cell
-from learned_optim.features import averages_at_scales, ever_seen, over_root, relative_log
-from learned_optim.reduction import marked_means, network_mean, numbered
-from learned_optim.rule import Rule, Scope, apply_updates
+from learned_optim.features import averages_at_scales, ever_seen, over_root, relative_log, within
+from learned_optim.reduction import marked_means, network_mean, numbered, totals
+from learned_optim.rule import Rule, Scope, apply_updates, checked_horizon
 from learned_optim.seeds import scattered
 from learned_optim.types import RuleState, Scalar, Tensors
 
@@ -32,6 +32,9 @@ PARTS: dict[str, str] = {
 FIXED_DECAYS = (0.89, 0.93)
 LOG_RATES = (-33.0, 33.0)
 """Where log learning rates end. Source: the released code."""
+
+ORTHOGONAL = 0.01
+"""Below which a cosine times the root of the number of coordinates, about 1 by chance, counts as 0."""
 
 
 class HierarchicalRNNRule(Rule):
@@ -64,16 +67,24 @@ class HierarchicalRNNRule(Rule):
             coordinate.
         without: Names of `PARTS` to leave out.
         attention: The look-ahead point. Off by default, as in the released code.
+        horizon: The number of steps after which learning rates change by horizon / t of what they would: where they
+            fell exponentially they go on to fall as a power of t, which suits trainings of any length. None for never.
+        largest_step: κ: no learning rate is larger than κ rms(theta) where the gradient is orthogonal to the tensor, as
+            it is to weights before a normalisation, whose scale the loss does not see: long steps, which do no harm to
+            the loss, would let it grow until later ones do nothing. Orthogonal is |cos| < 0.01 / sqrt(n) with n
+            coordinates, which by chance happens once in a hundred steps. None for no bound.
         move_unseen: Whether coordinates move whose gradient has always been zero, and take part in the means, as in the
             paper. By default they do neither, with their state as it began, and a tensor that has no others does not
             take part in the network's mean. The same goes for tensors without a gradient.
 
     The rule runs in the dtype of its weights; so does its state. It is per coordinate ``hidden`` (H), ``means`` and
-    ``squares`` (S each), ``log_rate`` and ``ahead``, per tensor ``tensor``, and ``network``. A cell whose state is
+    ``squares`` (S each), ``log_rate`` and ``ahead``, per tensor ``tensor`` and with a horizon ``step``, and
+    ``network``. A cell whose state is
     zero has not begun: its first state, which is learned, enters at its first step, so that phi has a gradient there.
 
     Raises:
-        ValueError: A size, count or rate out of range, or an unknown part.
+        ValueError: A size, count, rate or step out of range, an unknown part, or options about learning rates where
+            there are none.
 
     Source: Wichrowska et al. 2017, section 3, https://arxiv.org/abs/1703.04813, and for all details and first values
     the released code, https://github.com/tensorflow/models/tree/master/research/learned_optimizer. Deviations: the
@@ -96,6 +107,8 @@ class HierarchicalRNNRule(Rule):
         rates: Sequence[float] = (1e-6, 1e-2),
         without: Sequence[str] = (),
         attention: bool = False,
+        horizon: int | None = None,
+        largest_step: float | None = None,
         move_unseen: bool = False,
     ) -> None:
         super().__init__()
@@ -114,6 +127,15 @@ class HierarchicalRNNRule(Rule):
         self._parts = set(PARTS) - set(self.without)
         if "dynamic_rates" not in self._parts:
             self._parts -= {"relative_rates"}
+            if horizon is not None or largest_step is not None:
+                raise ValueError(
+                    "HierarchicalRNNRule: horizon and largest_step are about learning rates, and without "
+                    f"'dynamic_rates' there are none; got {horizon} and {largest_step}"
+                )
+        if largest_step is not None and not 0 < largest_step < math.inf:
+            raise ValueError(f"HierarchicalRNNRule: largest_step must be finite and > 0, got {largest_step}")
+        self.horizon = checked_horizon("HierarchicalRNNRule", horizon)
+        self.largest_step = None if largest_step is None else float(largest_step)
 
         several = time_scales > 1
         own, *above = self.sizes
@@ -178,6 +200,8 @@ class HierarchicalRNNRule(Rule):
             }
             if self._has("dynamic_rates"):
                 own["log_rate"] = self._first_rates(name, param, seed, place).to(dtype)
+            if self.horizon is not None:
+                own["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
             if len(self.sizes) > 1:
                 own["tensor"] = torch.zeros(self.sizes[1], dtype=dtype, device=param.device)
             per_param[name] = own
@@ -208,10 +232,15 @@ class HierarchicalRNNRule(Rule):
             news[name]["hidden"] = hidden  # (..., H)
             directions[name] = self._directions(hidden, scaled)  # (..., 1), with attention (..., 2)
             told[name] = torch.cat((hidden, inputs, directions[name].square()), dim=-1)
+            if self.largest_step is not None:
+                theta = params[name].to(grad.dtype)
+                angle = torch.stack((grad * theta, grad.square(), theta.square()), dim=-1)
+                told[name] = torch.cat((told[name], angle), dim=-1)
 
         means, anyone = marked_means(told, counted, params)
         below = {name: mean[: self.sizes[0] + self.inputs] for name, mean in means.items()}
-        squares = {name: mean[self.sizes[0] + self.inputs :] for name, mean in means.items()}
+        squares = {name: mean[self.sizes[0] + self.inputs :][: 1 + self.attention] for name, mean in means.items()}
+        most = self._largest({name: mean[-3:] for name, mean in means.items()}, counted)
         shared = dict(state.shared)
         if len(self.sizes) > 1:
             tensors = {name: self._cell(1, below[name], olds[name]["tensor"], {2: network}) for name in grads}
@@ -221,7 +250,9 @@ class HierarchicalRNNRule(Rule):
         updates: Tensors = {}
         per_param = dict(state.per_param)
         for name, old in olds.items():
-            update, moved = self._step(directions[name], squares[name], news[name]["hidden"], old)
+            if self.horizon is not None:
+                old = old | {"step": old["step"] + 1}
+            update, moved = self._step(directions[name], squares[name], most.get(name), news[name]["hidden"], old)
             updates[name] = torch.where(counted[name], update, 0.0)
             per_param[name] = {
                 key: torch.where(_over(counted[name], value), value, old[key])
@@ -229,6 +260,8 @@ class HierarchicalRNNRule(Rule):
             }
             if len(self.sizes) > 1:
                 per_param[name]["tensor"] = torch.where(anyone[name], tensors[name], old["tensor"])
+            if self.horizon is not None:
+                per_param[name]["step"] = old["step"]
         return updates, RuleState(per_param, shared)
 
     def _counted(self, grad: Tensor, hidden: Tensor) -> Tensor:
@@ -290,14 +323,32 @@ class HierarchicalRNNRule(Rule):
         out = nn.functional.linear(hidden, self.directions)
         return out if self.shortcuts is None else out + nn.functional.linear(scaled, self.shortcuts)
 
-    def _step(self, directions: Tensor, squares: Tensor, hidden: Tensor, old: Tensors) -> tuple[Tensor, Tensors]:
+    def _largest(self, angles: Tensors, counted: Tensors) -> Tensors:
+        """The largest learning rates of tensors, from the means of g theta, g^2 and theta^2; none without a bound."""
+        if self.largest_step is None:
+            return {}
+        numbers = totals({name: mark.sum().to(angles[name].dtype) for name, mark in counted.items()})
+        most: Tensors = {}
+        for name, angle in angles.items():
+            product, grad, theta = angle.unbind()
+            orthogonal = numbers[name] * product.square() < ORTHOGONAL**2 * grad * theta
+            # The root of 0 has an infinite slope, which would turn into NaN.
+            size = torch.where(theta > 0, theta, torch.ones_like(theta)).sqrt()
+            most[name] = torch.where(orthogonal, self.largest_step * size, math.inf)
+        return most
+
+    def _step(
+        self, directions: Tensor, squares: Tensor, most: Tensor | None, hidden: Tensor, old: Tensors
+    ) -> tuple[Tensor, Tensors]:
         """The updates of a tensor, and what its coordinates remember of rates and of the point ahead."""
         new: Tensors = {}
         steps = directions
         if self._has("dynamic_rates"):
-            aim, new["log_rate"] = self._rates(old["log_rate"], hidden)
+            aim, new["log_rate"] = self._rates(old, hidden)
             logs = [aim + self.rate_offset, aim][: directions.shape[-1]]
-            steps = torch.stack(logs, dim=-1).exp() * over_root(directions, squares.expand_as(directions))
+            rates = torch.stack(logs, dim=-1).exp()
+            rates = rates if most is None else torch.minimum(rates, most)
+            steps = rates * over_root(directions, squares.expand_as(directions))
         step = steps[..., 0]
         if not self.attention:
             return -step, new
@@ -305,9 +356,12 @@ class HierarchicalRNNRule(Rule):
         look = steps[..., 1]
         return -look - old["ahead"], new | {"ahead": step - look}
 
-    def _rates(self, log_rate: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _rates(self, old: Tensors, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """l^ for this step and l' to remember."""
-        aim = log_rate + self.rate(hidden).squeeze(-1)
+        log_rate, change = old["log_rate"], self.rate(hidden).squeeze(-1)
+        if self.horizon is not None:
+            change = within(self.horizon, old["step"], change.dtype) * change
+        aim = log_rate + change
         # The slope is that of the number before it is clipped, so that meta-training can bring it back.
         aim = aim + (aim.clamp(*LOG_RATES) - aim).detach()
         memory = torch.sigmoid(self.rate_memory)
@@ -326,6 +380,8 @@ class HierarchicalRNNRule(Rule):
         return apply_updates(params, {name: -own["ahead"] for name, own in state.per_param.items()}, lr=lr)
 
     def config(self) -> dict[str, Any]:
+        # Named where they are chosen only: states that were saved before there was a choice still fit.
+        chosen = {"horizon": self.horizon, "largest_step": self.largest_step}
         return {
             "sizes": list(self.sizes),
             "time_scales": self.time_scales,
@@ -333,6 +389,7 @@ class HierarchicalRNNRule(Rule):
             "without": list(self.without),
             "attention": self.attention,
             "move_unseen": self.move_unseen,
+            **{key: value for key, value in chosen.items() if value is not None},
         }
 
     def extra_repr(self) -> str:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from learned_optim.cells import lstm_cell
 from learned_optim.chunks import step_in_chunks, steps_in_chunks
-from learned_optim.features import FEATURES, ever_seen, over_root
+from learned_optim.features import FEATURES, StepCount, ever_seen, over_root, within
 from learned_optim.fused import cells_, fusible
 from learned_optim.reduction import all_finite, tensor_means
-from learned_optim.rule import Rule, Scope, overwrite
-from learned_optim.types import RuleState, Tensors
+from learned_optim.rule import Rule, Scope, checked_horizon, overwrite
+from learned_optim.types import RuleState, Scalar, Tensors
 
 
 class LSTMRule(Rule):
@@ -48,15 +48,19 @@ class LSTMRule(Rule):
         normalised: Whether the output is divided by its root mean square over the tensor, so that the rule chooses a
             direction, and a step between a tenth and ten times ``output_scale``. Coordinates that do not move do not
             count. The rule then looks at whole tensors.
+        horizon: The number of steps after which updates shrink as horizon / t, and ``"step_count"`` stands still, so
+            that a rule settles where it would otherwise go on with what it never was trained for; None for never. It
+            may be set as an attribute too, before an optimizer begins.
         state_dtype: In which hidden and cell values are kept between steps, a floating-point dtype or its name;
             ``"bfloat16"`` halves their memory. By default, and within a step always, that of the weights. It may be set
             as an attribute too, before an optimizer begins.
 
     The LSTM runs in the dtype of its weights, whatever the dtype of the parameters; so does its state, per coordinate
-    ``hidden_i`` and ``cell_i`` of shape ``param.shape + (H,)`` for each layer i, beside what the features remember.
+    ``hidden_i`` and ``cell_i`` of shape ``param.shape + (H,)`` for each layer i, beside what the features remember;
+    with a horizon, ``step`` per tensor.
 
     Raises:
-        ValueError: An unknown feature, a size or scale out of range, or a ``state_dtype`` that is none.
+        ValueError: An unknown feature, a size, scale or horizon out of range, or a ``state_dtype`` that is none.
 
     Source: Andrychowicz et al. 2016, section 2.1; Lv et al. 2017, section 4, for ``"moments"`` and ``bounded``;
     Wichrowska et al. 2017, section 3.2, and Celo2 2026 for an update that is normalised over its tensor.
@@ -77,6 +81,7 @@ class LSTMRule(Rule):
         shortcut: bool = False,
         move_unseen: bool = False,
         normalised: bool = False,
+        horizon: int | None = None,
         state_dtype: torch.dtype | str | None = None,
     ) -> None:
         super().__init__()
@@ -96,6 +101,7 @@ class LSTMRule(Rule):
         if bounded is None:
             bounded = not normalised and any(FEATURES[name].bounded for name in self.features)
         self.state_dtype = state_dtype
+        self.horizon = horizon
         if bounded and normalised:
             raise ValueError("LSTMRule: an output is bounded or normalised, not both")
         self.bounded, self.normalised, self.move_unseen = bounded, normalised, move_unseen
@@ -123,6 +129,17 @@ class LSTMRule(Rule):
             )
         self._state_dtype = dtype
 
+    @property
+    def horizon(self) -> int | None:
+        """The number of steps after which updates shrink as horizon / t, None for never."""
+        return self._horizon
+
+    @horizon.setter
+    def horizon(self, given: int | None) -> None:
+        self._horizon = checked_horizon("LSTMRule", given)
+        clock = StepCount() if given is None else StepCount(until=given)
+        self._features = {name: clock if name == "step_count" else FEATURES[name] for name in self.features}
+
     def reset_parameters(self) -> None:
         """Draws new weights, with torch's global random numbers and the bounds of ``nn.LSTM``."""
         bound = self.hidden_size**-0.5
@@ -133,7 +150,7 @@ class LSTMRule(Rule):
                 bias[self.hidden_size : 2 * self.hidden_size] = 1.0
             self.head.reset_parameters()
             if self.shortcut is not None:
-                descent = [weight for name in self.features for weight in FEATURES[name].descent]
+                descent = [weight for feature in self._features.values() for weight in feature.descent]
                 self.shortcut.copy_(0.3 / len(self.features) * torch.tensor(descent))
                 self.head.weight.zero_()
             self.head.bias.zero_()
@@ -143,8 +160,10 @@ class LSTMRule(Rule):
         per_param = {}
         for name, param in params.items():
             state: Tensors = {}
-            for feature in self.features:
-                state |= FEATURES[feature].init_state(param, dtype=dtype)
+            for feature in self._features.values():
+                state |= feature.init_state(param, dtype=dtype)
+            if self.horizon is not None and "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
             for i in range(self.num_layers):
                 for key in (f"hidden_{i}", f"cell_{i}"):
                     kept = self.state_dtype or dtype
@@ -159,7 +178,14 @@ class LSTMRule(Rule):
             updates[name], per_param[name] = self._output(grad.to(self.head.weight.dtype), state.per_param[name])
         if self.normalised:
             updates = self._normalised(updates, params)
-        return {name: self.output_scale * u for name, u in updates.items()}, RuleState(per_param, state.shared)
+        updates = {name: self._scale(per_param[name], u) * u for name, u in updates.items()}
+        return updates, RuleState(per_param, state.shared)
+
+    def _scale(self, state: Tensors, like: Tensor) -> Scalar:
+        """What the output is multiplied by at a step, given the state after it."""
+        if self.horizon is None:
+            return self.output_scale
+        return self.output_scale * within(self.horizon, state["step"], like.dtype)
 
     def step_(
         self, grads: Tensors, state: RuleState, params: Tensors, *, finite: Tensor | None = None
@@ -180,7 +206,8 @@ class LSTMRule(Rule):
         finite = all_finite(inputs) & (all_finite(grads) if finite is None else finite)
         updates = {}
         for name, grad in grads.items():
-            updates[name] = self.output_scale * cells_(self, inputs[name], grad, state.per_param[name], finite)
+            out = cells_(self, inputs[name], grad, state.per_param[name], finite)
+            updates[name] = self._scale(remembered[name], out) * out
             overwrite(state.per_param[name], remembered[name], where=finite)
         return updates, finite & all_finite(updates)
 
@@ -188,10 +215,12 @@ class LSTMRule(Rule):
         """All features, shape (..., F), and what they remember."""
         inputs: list[Tensor] = []
         remembered: Tensors = {}
-        for name in self.features:
-            values, new = FEATURES[name](grad, state)
+        for feature in self._features.values():
+            values, new = feature(grad, state)
             inputs.append(values)
             remembered |= new
+        if self.horizon is not None and "step" not in remembered:
+            remembered["step"] = state["step"] + 1
         return torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0], remembered
 
     def _output(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
@@ -234,8 +263,9 @@ class LSTMRule(Rule):
         return updates
 
     def config(self) -> dict[str, Any]:
-        # Named where it is chosen only: states that were saved before there was a choice still fit.
-        kept = {} if self.state_dtype is None else {"state_dtype": str(self.state_dtype).removeprefix("torch.")}
+        # Named where they are chosen only: states that were saved before there was a choice still fit.
+        dtype = None if self.state_dtype is None else str(self.state_dtype).removeprefix("torch.")
+        kept = {"horizon": self.horizon, "state_dtype": dtype}
         return {
             "features": list(self.features),
             "hidden_size": self.hidden_size,
@@ -245,7 +275,7 @@ class LSTMRule(Rule):
             "shortcut": self.shortcut is not None,
             "move_unseen": self.move_unseen,
             "normalised": self.normalised,
-            **kept,
+            **{key: value for key, value in kept.items() if value is not None},
         }
 
     def extra_repr(self) -> str:

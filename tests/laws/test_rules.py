@@ -223,6 +223,23 @@ def test_zero_gradients_first_leave_a_fresh_state(name):
         assert_close(tuple(state), tuple(fresh), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", [name for name in RULES if "horizon" in name])
+def test_a_horizon_changes_nothing_before_it(name):
+    """And something from there on."""
+    problem = small_problem()
+    finals = {}
+    for horizon in (None, 3):
+        rule = seeded_rule(name, problem.params)
+        options = {key: value for key, value in rule.config().items() if key != "horizon"}
+        other = type(rule)(**options, horizon=horizon).double()
+        other.load_state_dict(rule.state_dict())
+        for steps in (3, 4):
+            unrolled = unroll(other, problem.loss, problem.params, other.init_state(problem.params), steps=steps)
+            finals[horizon, steps] = unrolled.params
+    assert_close(finals[3, 3], finals[None, 3], rtol=0, atol=0)
+    assert not torch.equal(finals[3, 4]["0.weight"], finals[None, 4]["0.weight"])
+
+
 # Slow references, one number at a time
 
 
@@ -230,7 +247,7 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
-def slow_features(features, grads):
+def slow_features(features, grads, horizon):
     """Inputs of one coordinate at each step, in plain Python; the coordinate's first gradient is not zero."""
     m = v = square = 0.0
     scales = {decay: (0.0, 0.0) for decay in (0.5, 0.9, 0.99, 0.999)}
@@ -245,7 +262,7 @@ def slow_features(features, grads):
             elif name == "plain":
                 row += [g]
             elif name == "step_count":
-                row += [math.tanh(t / x - 1) for x in (10, 30, 100, 300, 1000, 3000, 10000)]
+                row += [math.tanh(min(t, horizon) / x - 1) for x in (10, 30, 100, 300, 1000, 3000, 10000)]
             elif name == "magnitude":
                 square = 0.9 * square + 0.1 * g * g
                 row += [math.log(square / (1 - 0.9**t) + math.exp(-20)) / 20]
@@ -268,7 +285,7 @@ def slow_lstm(rule, grads):
     hidden = [[0.0] * size for _ in rule.weights]
     cell = [[0.0] * size for _ in rule.weights]
     outputs = []
-    for row in slow_features(rule.features, grads):
+    for row in slow_features(rule.features, grads, rule.horizon or math.inf):
         x = row
         for layer, (weight, bias) in enumerate(zip(rule.weights, rule.biases, strict=True)):
             joined = [*x, *hidden[layer]]
@@ -302,7 +319,8 @@ def slow_updates(rule, grads):
             row = [d / root * length for d, _ in heads]
         else:
             row = [math.tanh(out) if rule.bounded else out for (out,) in heads]
-        updates.append([rule.output_scale * u for u in row])
+        slowed = min(1, (rule.horizon or math.inf) / (len(updates) + 1))
+        updates.append([rule.output_scale * slowed * u for u in row])
     return updates
 
 
