@@ -16,8 +16,10 @@ the races, and the cards of what was published, to which the races of docs/examp
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -65,12 +67,14 @@ class Checkpoint:
         what: What it is for.
         failures: What it cannot do.
         guard: What comes with it.
+        options: What is set after training, on validation problems: arguments of its rule.
     """
 
     file: str
     what: str
     failures: str
     guard: Guard
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 CHECKPOINTS = {
@@ -110,12 +114,13 @@ CHECKPOINTS = {
         Guard(),
     ),
     "default": Checkpoint(
-        "default@2",
+        "default@3",
         "An LSTM optimizer for small networks of any kind, trained on small networks with drawn data and a few drawn "
         "functions.",
         "Trained on up to 400 steps and some thousand parameters, without convolutions and normalisation. What it does "
         "with other problems and in longer trainings is in the tables.",
         Guard(first=100.0, most=1000.0),
+        {"horizon": 500},
     ),
     "hierarchical": Checkpoint(
         "hierarchical@2",
@@ -203,8 +208,10 @@ def publish(name: str) -> None:
         "hours": round((timer["time_elapsed"]["train"] + timer["time_elapsed"]["validate"]) / 3600, 2),
         "torch": torch.__version__,
     }
-    file = BUNDLED / f"{CHECKPOINTS[name].file}.safetensors"
-    save_checkpoint(file, module.rule, record=record, guard=CHECKPOINTS[name].guard)
+    about = CHECKPOINTS[name]
+    file = BUNDLED / f"{about.file}.safetensors"
+    save_checkpoint(file, module.rule, record=record)
+    save_checkpoint(file, load_checkpoint(file, options=about.options), record=record, guard=about.guard)
     print(f"{file}: {file.stat().st_size / 1024:.0f} KiB")
 
 
@@ -229,6 +236,7 @@ def card(name: str, results: dict[str, RaceResult]) -> str:
         f"- Command: `{record['command']}`; the configuration, seeds included, is also in the file.",
         f"- {record['meta_updates']:,} meta-updates, each of {settings['instances']} problems, took",
         f"  {record['hours']:.1f} hours on one core of a busy machine, torch {record['torch']}.",
+        *[f"- Set after training, on validation problems: `{about.options}`."] * bool(about.options),
         f"- Its steps are kept within `{about.guard}`.",
         f"- This is the state after {record['selected']:,} of them, which did best on {settings['val_instances']}",
         "  problems of each family kept apart.",
