@@ -78,9 +78,9 @@ class HierarchicalRNNRule(Rule):
             take part in the network's mean. The same goes for tensors without a gradient.
 
     The rule runs in the dtype of its weights; so does its state. It is per coordinate ``hidden`` (H), ``means`` and
-    ``squares`` (S each), ``log_rate`` and ``ahead``, per tensor ``tensor`` and with a horizon ``step``, and
-    ``network``. A cell whose state is
-    zero has not begun: its first state, which is learned, enters at its first step, so that phi has a gradient there.
+    ``squares`` (S each), ``log_rate`` and ``ahead``, per tensor ``tensor`` and, with a horizon, ``step``, and
+    ``network``. A cell whose state is zero has not begun: its first state, which is learned, enters at its first step,
+    so that phi has a gradient there.
 
     Raises:
         ValueError: A size, count, rate or step out of range, an unknown part, or options about learning rates where
@@ -90,7 +90,8 @@ class HierarchicalRNNRule(Rule):
     the released code, https://github.com/tensorflow/models/tree/master/research/learned_optimizer. Deviations: the
     network's cell gets the mean over all tensors, as in the paper, where the code passes on the last one's state;
     ``move_unseen=False``; 1e-8 beside root mean squares, where the code adds 1e-12 to squares and 1e-16 in logarithms;
-    decays are computed from the state when they are needed, and not stored.
+    decays are computed from the state when they are needed, and not stored. ``horizon`` is our own; ``largest_step``
+    after You et al. 2017 (LARS), who bound all steps so, and Heo et al. 2021 (AdamP), who tell by the angle.
 
     >>> rule = HierarchicalRNNRule(without=("products",))
     >>> params = {"p": torch.zeros(3)}

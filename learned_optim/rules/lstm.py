@@ -137,8 +137,8 @@ class LSTMRule(Rule):
     @horizon.setter
     def horizon(self, given: int | None) -> None:
         self._horizon = checked_horizon("LSTMRule", given)
-        clock = StepCount() if given is None else StepCount(until=given)
-        self._features = {name: clock if name == "step_count" else FEATURES[name] for name in self.features}
+        known = FEATURES if given is None else FEATURES | {"step_count": StepCount(until=given)}
+        self._features = [known[name] for name in self.features]
 
     def reset_parameters(self) -> None:
         """Draws new weights, with torch's global random numbers and the bounds of ``nn.LSTM``."""
@@ -150,7 +150,7 @@ class LSTMRule(Rule):
                 bias[self.hidden_size : 2 * self.hidden_size] = 1.0
             self.head.reset_parameters()
             if self.shortcut is not None:
-                descent = [weight for feature in self._features.values() for weight in feature.descent]
+                descent = [weight for feature in self._features for weight in feature.descent]
                 self.shortcut.copy_(0.3 / len(self.features) * torch.tensor(descent))
                 self.head.weight.zero_()
             self.head.bias.zero_()
@@ -160,7 +160,7 @@ class LSTMRule(Rule):
         per_param = {}
         for name, param in params.items():
             state: Tensors = {}
-            for feature in self._features.values():
+            for feature in self._features:
                 state |= feature.init_state(param, dtype=dtype)
             if self.horizon is not None and "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
@@ -215,7 +215,7 @@ class LSTMRule(Rule):
         """All features, shape (..., F), and what they remember."""
         inputs: list[Tensor] = []
         remembered: Tensors = {}
-        for feature in self._features.values():
+        for feature in self._features:
             values, new = feature(grad, state)
             inputs.append(values)
             remembered |= new
