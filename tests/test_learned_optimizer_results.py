@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from learned_optim import read_guard, read_record
+from learned_optim import load_checkpoint, read_guard, read_record
 from learned_optim.race import BASELINES, page
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +40,7 @@ def test_each_card_is_made_from_record_and_races(name):
     file = script.CHECKPOINTS[name].file
     record = read_record(file)
     assert read_guard(file) == script.CHECKPOINTS[name].guard
+    assert script.CHECKPOINTS[name].options.items() <= load_checkpoint(file).config().items()
     assert record["config"] == (script.CONFIGS / f"{name}.yaml").read_text()
     assert record["selected"] <= record["meta_updates"]
     assert (script.BUNDLED / f"{file}.md").read_text() == script.card(name, script.measured())

@@ -91,8 +91,8 @@ CHECKPOINTS = {
         "An LSTM optimizer for small networks on images, trained on a single problem: a 784-20-10 sigmoid network on "
         "MNIST, 200 to 1,000 steps.",
         "Beyond 1,000 steps it was not trained; its horizon lets it settle there. It takes small steps where gradients "
-        "are much larger than a classifier's. What it does with other networks and images is in the tables; what is not there "
-        "was not measured.",
+        "are much larger than a classifier's. What it does with other networks and images is in the tables; what is "
+        "not there was not measured.",
         Guard(),
     ),
     "mnist-mlp-log-sign": Checkpoint(
