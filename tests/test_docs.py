@@ -59,10 +59,12 @@ def test_the_rule_of_the_docs_is_a_rule(tmp_path):
     assert learner.rule.log_step.grad != 0
 
 
-def test_the_example_of_optimizers_runs():
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "optimizers.md").read_text(), flags=re.DOTALL)
+def test_the_examples_of_optimizers_run():
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "optimizers.md").read_text(), flags=re.DOTALL)
     namespace = {}
-    exec(compile(block, "docs/optimizers.md", "exec"), namespace)
+    exec(compile(first, "docs/optimizers.md", "exec"), namespace)
+    assert namespace["optimizer"].rule.horizon == 2000
+    exec(compile(second, "docs/optimizers.md", "exec"), namespace)
     model, rule = namespace["model"], namespace["rule"]
     assert {name: rule.route(name, p) for name, p in model.named_parameters()} == {
         "0.weight": "conv",
