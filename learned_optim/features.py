@@ -267,17 +267,3 @@ FEATURES: dict[str, Features] = {
     "magnitude": Magnitude(),
     "step_count": StepCount(),
 }
-
-
-def within(horizon: int, step: Tensor, dtype: torch.dtype) -> Tensor:
-    """min(1, horizon / t): what the steps of a rule count for that was trained on ``horizon`` of them.
-
-    Rates that fall as 1 / t are those of stochastic approximation (Robbins & Monro 1951): however noisy gradients are,
-    what they do to the parameters dies out, and the parameters still get anywhere.
-
-    Args:
-        horizon: Steps, at least 1.
-        step: t, from 1, 0-dimensional.
-        dtype: Of the result.
-    """
-    return (horizon / step.to(dtype)).clamp(max=1.0)

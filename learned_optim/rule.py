@@ -127,17 +127,6 @@ class Rule(nn.Module, ABC):
         return result
 
 
-def checked_horizon(name: str, given: int | None) -> int | None:
-    """The horizon of a rule of that class.
-
-    Raises:
-        ValueError: It is not a whole number >= 1.
-    """
-    if given is not None and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
-        raise ValueError(f"{name}: horizon must be a whole number of steps >= 1, or None, got {given!r}")
-    return given
-
-
 def overwrite(old: Tensors, new: Tensors, *, where: Tensor) -> None:
     """Writes new values into the tensors of ``old`` in place, or leaves them as they are where not ``where``."""
     for key, value in new.items():

@@ -21,6 +21,7 @@ from learned_optim import HierarchicalRNNRule, save_checkpoint
 from learned_optim.problems import (
     CORPUS,
     MIXTURES,
+    NORMALISED,
     PROBLEMS,
     ZOO,
     Families,
@@ -38,7 +39,7 @@ spec = importlib.util.spec_from_file_location("zoo", ROOT / "docs" / "examples" 
 script = sys.modules["zoo"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
 
-NAMES = [*ZOO, *(f"corpus-{name}" for name in CORPUS), *MIXTURES]
+NAMES = [*ZOO, *(f"corpus-{name}" for name in CORPUS), *MIXTURES, *NORMALISED]
 ADAM = dict.fromkeys(NAMES, (0.02, 50)) | {
     "cifar10-resnet-pooled": (0.01, 90),
     "corpus-sines-relu": (0.01, 50),

@@ -16,7 +16,6 @@ the races, and the cards of what was published, to which the races of docs/examp
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import yaml
 import zoo  # beside this file
 from tqdm import tqdm
 
-from learned_optim import Guard, load_checkpoint, read_record, save_checkpoint, write_atomically
+from learned_optim import Guard, Rule, load_checkpoint, read_record, save_checkpoint, write_atomically
 from learned_optim.race import BASELINES, Interval, RaceResult, draw, load_result, race, table
 
 RESULTS, CONFIGS = Path("docs/results/learned-optimizers"), Path("docs/configs/learned-optimizers")
@@ -74,7 +73,7 @@ class Checkpoint:
     what: str
     failures: str
     guard: Guard
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 CHECKPOINTS = {
@@ -210,8 +209,9 @@ def publish(name: str) -> None:
     }
     about = CHECKPOINTS[name]
     file = BUNDLED / f"{about.file}.safetensors"
-    save_checkpoint(file, module.rule, record=record)
-    save_checkpoint(file, load_checkpoint(file, options=about.options), record=record, guard=about.guard)
+    rule = Rule.rebuilt(module.rule.described() | {"config": module.rule.config() | about.options})
+    rule.load_state_dict(module.rule.state_dict())
+    save_checkpoint(file, rule, record=record, guard=about.guard)
     print(f"{file}: {file.stat().st_size / 1024:.0f} KiB")
 
 
@@ -236,7 +236,7 @@ def card(name: str, results: dict[str, RaceResult]) -> str:
         f"- Command: `{record['command']}`; the configuration, seeds included, is also in the file.",
         f"- {record['meta_updates']:,} meta-updates, each of {settings['instances']} problems, took",
         f"  {record['hours']:.1f} hours on one core of a busy machine, torch {record['torch']}.",
-        *[f"- Set after training, on validation problems: `{about.options}`."] * bool(about.options),
+        *([f"- Set after training, on validation problems: `{about.options}`."] if about.options else []),
         f"- Its steps are kept within `{about.guard}`.",
         f"- This is the state after {record['selected']:,} of them, which did best on {settings['val_instances']}",
         "  problems of each family kept apart.",

@@ -124,14 +124,12 @@ def broad_corpus(*, normalised: bool = False) -> Families:
     enough for exact meta-gradients through hundreds of steps.
 
     Args:
-        normalised: Puts those of `NORMALISED` among them, each twice.
+        normalised: Whether those of `NORMALISED` follow.
 
     >>> len(broad_corpus()), len(broad_corpus(normalised=True))
-    (14, 22)
+    (14, 18)
     """
-    names = list(_BROAD)
-    for place, name in enumerate([*NORMALISED, *NORMALISED] if normalised else ()):
-        names.insert(1 + place * 5 // 2, name)
+    names = (*_BROAD, *(NORMALISED if normalised else ()))
     return Families((CORPUS | MIXTURES | NORMALISED)[name]() for name in names)
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.cells import gru_cell
-from learned_optim.features import averages_at_scales, ever_seen, over_root, relative_log, within
+from learned_optim.features import averages_at_scales, ever_seen, over_root, relative_log
+from learned_optim.horizon import checked_horizon, within
 from learned_optim.reduction import marked_means, network_mean, numbered, totals
-from learned_optim.rule import Rule, Scope, apply_updates, checked_horizon
+from learned_optim.rule import Rule, Scope, apply_updates
 from learned_optim.seeds import scattered
 from learned_optim.types import RuleState, Scalar, Tensors
 

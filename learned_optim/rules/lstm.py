@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from learned_optim.cells import lstm_cell
 from learned_optim.chunks import step_in_chunks, steps_in_chunks
-from learned_optim.features import FEATURES, StepCount, ever_seen, over_root, within
+from learned_optim.features import FEATURES, StepCount, ever_seen, over_root
 from learned_optim.fused import cells_, fusible
+from learned_optim.horizon import checked_horizon, within
 from learned_optim.reduction import all_finite, tensor_means
-from learned_optim.rule import Rule, Scope, checked_horizon, overwrite
+from learned_optim.rule import Rule, Scope, overwrite
 from learned_optim.types import RuleState, Scalar, Tensors
 
 
