@@ -3,7 +3,8 @@
 import itertools
 import math
 
-from learned_optim.rules.hierarchical import FIXED_DECAYS, ORTHOGONAL, PARTS
+from learned_optim.invariance import FORGOTTEN, ORTHOGONAL
+from learned_optim.rules.hierarchical import FIXED_DECAYS, LONG, PARTS
 
 
 def sigmoid(x):
@@ -48,13 +49,14 @@ class Slow:
                     "h": self.first(0),
                     "m": [0.0] * rule.time_scales,
                     "v": [0.0] * rule.time_scales,
+                    "long": [0.0] * rule.time_scales,
                     "l": rate,
                     "ahead": 0.0,
                     "steps": 0,
                 }
                 for rate in rates
             ]
-            self.tensors[name] = {"coordinates": coordinates, "T": self.first(1), "steps": 0}
+            self.tensors[name] = {"coordinates": coordinates, "T": self.first(1), "steps": 0, "aligned": 1.0}
         self.N = self.first(2)
 
     def first(self, level):
@@ -87,6 +89,7 @@ class Slow:
         for k in range(self.rule.time_scales):
             c["m"][k] = d * c["m"][k] + (1 - d) * g
             c["v"][k] = s * c["v"][k] + (1 - s) * c["m"][k] ** 2
+            c["long"][k] = LONG * c["long"][k] + (1 - LONG) * c["m"][k] ** 2
             d = math.sqrt(d)
         scaled = [
             math.asinh((m / (math.sqrt(v) + 1e-8) if v > 0 else 0.0) if "input_scaling" in self.parts else m)
@@ -102,16 +105,26 @@ class Slow:
             x.append(c["l"] - centre)
         return x, scaled
 
-    def slowed(self, name):
-        return 1.0 if self.rule.horizon is None else min(1.0, self.rule.horizon / self.tensors[name]["steps"])
+    def within(self, name, horizon):
+        return 1.0 if horizon is None else min(1.0, horizon / self.tensors[name]["steps"])
 
-    def largest(self, grads, values):
-        """Of a tensor's moving coordinates."""
-        lengths = root_mean_square(grads) * root_mean_square(values)
-        cosine = mean([g * value for g, value in zip(grads, values, strict=True)]) / lengths if lengths else math.inf
-        if self.rule.largest_step is None or abs(cosine) * math.sqrt(len(values)) >= ORTHOGONAL:
-            return math.inf
-        return self.rule.largest_step * root_mean_square(values)
+    def invariant(self, name, grads, values):
+        """Whether gradients have been orthogonal to the tensor; all of its moving coordinates."""
+        tensor = self.tensors[name]
+        if any(grads):
+            product = sum(g * value for g, value in zip(grads, values, strict=True))
+            lengths = sum(g * g for g in grads) * sum(value * value for value in values)
+            now = min(len(values) * product**2 / lengths, 1.0) if lengths else 1.0
+            tensor["aligned"] = max(now, FORGOTTEN * tensor["aligned"])
+        return tensor["aligned"] < ORTHOGONAL
+
+    def lasting(self, name, c, row):
+        """The shortcut from averages over their long squares."""
+        unbiased = 1 - LONG ** self.tensors[name]["steps"]
+        scaled = [
+            m / (math.sqrt(v / unbiased) + 1e-8) if v > 0 else 0.0 for m, v in zip(c["m"], c["long"], strict=True)
+        ]
+        return dot(self.weights["shortcuts"][row], [math.asinh(each) for each in scaled])
 
     def step(self, grads, params):
         rule, weights = self.rule, self.weights
@@ -130,7 +143,7 @@ class Slow:
         if not moving:
             return updates
         centre = mean([c["l"] for pairs in moving.values() for c, _ in pairs])
-        new_tensors = {}
+        new_tensors, kept, steady = {}, {}, {}
         for name, pairs in moving.items():
             told, directions, looks = [], [], []
             for c, g in pairs:
@@ -149,17 +162,35 @@ class Slow:
                 below = [mean(column) for column in zip(*told, strict=True)]
                 new_tensors[name] = slow_gru(weights["weights.1"], bias, below, self.tensors[name]["T"])
             places = [i for i, c in enumerate(self.tensors[name]["coordinates"]) if any(c is each for each, _ in pairs)]
-            most = self.largest(*(every[name].flatten()[places].tolist() for every in (grads, params)))
+            kept[name] = places, directions, looks
+        for name, (places, _, _) in kept.items():
+            if rule.invariant_steps is not None:
+                steady[name] = self.invariant(
+                    name, *(every[name].flatten()[places].tolist() for every in (grads, params))
+                )
+        for name, pairs in moving.items():
+            places, directions, looks = kept[name]
+            if any(steady.values()):
+                directions, *looks = (
+                    [self.lasting(name, c, row) for c, _ in pairs] for row in range(1 + rule.attention)
+                )
+                looks = looks[0] if looks else []
             for k, (i, (c, _)) in enumerate(zip(places, pairs, strict=True)):
                 step, look = directions[k], (looks or [0.0] * len(pairs))[k]
                 if "dynamic_rates" in self.parts:
                     change = dot(weights["rate.weight"][0], c["h"]) + weights["rate.bias"][0]
-                    aim = c["l"] + self.slowed(name) * change
+                    later = rule.invariant_horizon if any(steady.values()) and rule.invariant_horizon else rule.horizon
+                    aim = c["l"] + self.within(name, later) * change
                     aim = min(max(aim, -33.0), 33.0)
                     memory = sigmoid(weights["rate_memory"])
                     c["l"] = memory * c["l"] + (1 - memory) * aim
-                    step *= min(math.exp(aim + weights["rate_offset"]), most) / (root_mean_square(directions) + 1e-8)
-                    look *= min(math.exp(aim), most) / (root_mean_square(looks) + 1e-8) if looks else 0.0
+                    rates = [math.exp(aim + weights["rate_offset"]), math.exp(aim)]
+                    if steady.get(name):
+                        share, horizon = rule.invariant_steps
+                        values = params[name].flatten()[places].tolist()
+                        rates = [share * self.within(name, horizon) * root_mean_square(values)] * 2
+                    step *= rates[0] / (root_mean_square(directions) + 1e-8)
+                    look *= rates[1] / (root_mean_square(looks) + 1e-8) if looks else 0.0
                 updates[name][i] = -look - c["ahead"] if rule.attention else -step
                 c["ahead"] = step - look
         for name, new in new_tensors.items():

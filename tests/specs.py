@@ -90,7 +90,8 @@ RULES: dict[str, MakeRule] = {
         sizes=(3,),
         without=("input_scaling", "learned_decays", "products", "log_squares", "relative_rates", "learned_start"),
     ),
-    "hierarchical-horizon": hierarchical(sizes=(2, 2), horizon=2, largest_step=0.05),
+    "hierarchical-horizon": hierarchical(sizes=(2, 2), horizon=2),
+    "hierarchical-invariant": hierarchical(sizes=(2, 2), invariant_steps=(0.05, 3), invariant_horizon=2),
     "hierarchical-bare-direction": hierarchical(time_scales=1, without=("dynamic_rates", "shortcut")),
     "lstm": lstm(),
     "lstm-one-layer": lstm(num_layers=1),
@@ -130,8 +131,8 @@ OPTIMIZERS: dict[str, Callable[..., RuleOptimizer]] = {
     "HierarchicalRNNOptimizer": lambda params, **options: HierarchicalRNNOptimizer(
         params, rule=seeded_rule("hierarchical", {}), **options
     ),
-    "HierarchicalRNNOptimizer-horizon": lambda params, **options: HierarchicalRNNOptimizer(
-        params, rule=seeded_rule("hierarchical-horizon", {}), **options
+    "HierarchicalRNNOptimizer-invariant": lambda params, **options: HierarchicalRNNOptimizer(
+        params, rule=seeded_rule("hierarchical-invariant", {}), **options
     ),
     "HierarchicalRNNOptimizer-attention": lambda params, **options: HierarchicalRNNOptimizer(
         params, rule=seeded_rule("hierarchical-attention", {}), **options

@@ -132,7 +132,31 @@ CASES = {
     "rates from zero": (lambda: HierarchicalRNNRule(rates=(0, 1)), ValueError, r"above 0, got \(0, 1\)"),
     "no step to the horizon": (lambda: LSTMRule(horizon=0), ValueError, "horizon must be a whole number .* got 0"),
     "half a step": (lambda: HierarchicalRNNRule(horizon=2.5), ValueError, "horizon must be .* got 2.5"),
-    "no largest step": (lambda: HierarchicalRNNRule(largest_step=0), ValueError, "largest_step must be .* got 0"),
+    "no invariant steps": (
+        lambda: HierarchicalRNNRule(invariant_steps=(0, 500)),
+        ValueError,
+        r"invariant_steps must be .* got \(0, 500\)",
+    ),
+    "invariant steps that are no pair": (
+        lambda: HierarchicalRNNRule(invariant_steps=(0.1,)),
+        ValueError,
+        r"invariant_steps must be a pair .* got \(0.1,\)",
+    ),
+    "invariant steps to no horizon": (
+        lambda: HierarchicalRNNRule(invariant_steps=(0.1, 0)),
+        ValueError,
+        "invariant_steps: horizon must be .* got 0",
+    ),
+    "a horizon of no invariant steps": (
+        lambda: HierarchicalRNNRule(invariant_horizon=100),
+        ValueError,
+        "invariant_steps tell of, and these are None; got 100",
+    ),
+    "invariant steps without a shortcut": (
+        lambda: HierarchicalRNNRule(invariant_steps=(0.1, 5), without=("shortcut",)),
+        ValueError,
+        "invariant_steps go along the shortcut",
+    ),
     "a horizon of no rates": (
         lambda: HierarchicalRNNRule(without=("dynamic_rates",), horizon=3),
         ValueError,

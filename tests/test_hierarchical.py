@@ -55,8 +55,9 @@ CASES = {
     "one time scale": {"time_scales": 1},
     "attention": {"attention": True},
     "horizon": {"horizon": 30},
-    "largest step": {"largest_step": 1e-3},
-    "attention, horizon and largest step": {"attention": True, "horizon": 30, "largest_step": 1e-3},
+    "invariant steps": {"invariant_steps": (1e-3, 60)},
+    "attention, horizon and invariant steps": {"attention": True, "horizon": 30, "invariant_steps": (1e-3, 60)},
+    "invariant horizon": {"horizon": 70, "invariant_steps": (1e-3, 60), "invariant_horizon": 20},
     "bare attention": {"attention": True, "without": ("dynamic_rates",)},
     "moves unseen": {"move_unseen": True},
     **{f"without {part}": {"without": (part,)} for part in PARTS},
@@ -195,24 +196,27 @@ def normalised_network(norm):
 
 
 @pytest.mark.parametrize("norm", [True, False])
-def test_the_largest_step_bounds_those_of_weights_before_a_normalisation(norm):
-    """And no other: without a normalisation it changes nothing at all."""
+def test_steps_of_weights_before_a_normalisation_are_relative_to_them(norm):
+    """And no others: without a normalisation nothing changes at all."""
     loss, start = normalised_network(norm)
     rates = (0.1, 0.2)
-    bounded, free = small_rule(rates=rates, largest_step=1e-3), small_rule(rates=rates)
-    found = [unroll(rule, loss, start, rule.init_state(start), steps=20).params for rule in (bounded, free)]
+    relative, free = small_rule(rates=rates, invariant_steps=(1e-3, 15)), small_rule(rates=rates)
+    found = [unroll(rule, loss, start, rule.init_state(start), steps=20).params for rule in (relative, free)]
     if not norm:
         assert_close(found[0], found[1], rtol=0, atol=0)
         return
-    params, state = start, bounded.init_state(start)
-    for _ in range(20):
-        after, state = unroll(bounded, loss, params, state, steps=1)[:2]
+    params, state = start, relative.init_state(start)
+    for t in range(1, 21):
+        after, state = unroll(relative, loss, params, state, steps=1)[:2]
         moved = {name: (after[name] - params[name]).square().mean().sqrt() for name in params}
-        assert_close(moved["weight"], 1e-3 * params["weight"].square().mean().sqrt())
+        asked = 1e-3 * min(1, 15 / t) * params["weight"].square().mean().sqrt()
+        if t < 5:  # nothing to tell by as yet
+            assert moved["weight"] > 2 * asked
+        else:
+            assert_close(moved["weight"], asked, rtol=1e-6, atol=0)
         assert moved["bias"] > 1e-3
         params = after
-    assert found[1]["weight"].norm() > 1.2 * start["weight"].norm()  # what would come of it
-    assert params["weight"].norm() < 1.03 * start["weight"].norm()
+    assert found[0]["weight"].norm() < 0.8 * found[1]["weight"].norm()  # what would come of it
 
 
 @torch.no_grad()

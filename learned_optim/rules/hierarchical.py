@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from learned_optim.cells import gru_cell
 from learned_optim.features import averages_at_scales, ever_seen, over_root, relative_log
 from learned_optim.horizon import checked_horizon, within
+from learned_optim.invariance import ORTHOGONAL, alignment, products
 from learned_optim.reduction import marked_means, network_mean, numbered, totals
 from learned_optim.rule import Rule, Scope, apply_updates
 from learned_optim.seeds import scattered
@@ -34,8 +35,8 @@ FIXED_DECAYS = (0.89, 0.93)
 LOG_RATES = (-33.0, 33.0)
 """Where log learning rates end. Source: the released code."""
 
-ORTHOGONAL = 0.01
-"""Below which a cosine times the root of the number of coordinates, about 1 by chance, counts as 0."""
+LONG = 0.999
+"""Decay of the squares that the directions of scale-invariant tensors are divided by. Source: Adam's."""
 
 
 class HierarchicalRNNRule(Rule):
@@ -70,10 +71,17 @@ class HierarchicalRNNRule(Rule):
         attention: The look-ahead point. Off by default, as in the released code.
         horizon: The number of steps after which learning rates change by horizon / t of what they would: where they
             fell exponentially they go on to fall as a power of t, which suits trainings of any length. None for never.
-        largest_step: κ: no learning rate is larger than κ rms(theta) where the gradient is orthogonal to the tensor, as
-            it is to weights before a normalisation, whose scale the loss does not see: long steps, which do no harm to
-            the loss, would let it grow until later ones do nothing. Orthogonal is |cos| < 0.01 / sqrt(n) with n
-            coordinates, which by chance happens once in a hundred steps. None for no bound.
+        invariant_steps: (κ, T): how tensors are trained whose scale the loss does not see, such as weights before a
+            normalisation. Long steps do no harm to the loss there, but let the weights grow until later steps do
+            nothing. So their steps have an rms of κ rms(theta), from step T on times T / t. They are told by their
+            gradients, which have been orthogonal to them for five steps (`learned_optim.invariance`). A network that
+            has any is trained on minibatches, with noise to the end: there all tensors go along the shortcut from
+            averages over long squares, z in place of delta::
+
+                v_k = 0.999 v_k + 0.001 a_k'^2,    z = c asinh(a_k' / sqrt(v_k / (1 - 0.999^t)))
+
+            None for no difference.
+        invariant_horizon: The horizon in networks that have scale-invariant tensors, in place of the other.
         move_unseen: Whether coordinates move whose gradient has always been zero, and take part in the means, as in the
             paper. By default they do neither, with their state as it began, and a tensor that has no others does not
             take part in the network's mean. The same goes for tensors without a gradient.
@@ -91,8 +99,9 @@ class HierarchicalRNNRule(Rule):
     the released code, https://github.com/tensorflow/models/tree/master/research/learned_optimizer. Deviations: the
     network's cell gets the mean over all tensors, as in the paper, where the code passes on the last one's state;
     ``move_unseen=False``; 1e-8 beside root mean squares, where the code adds 1e-12 to squares and 1e-16 in logarithms;
-    decays are computed from the state when they are needed, and not stored. ``horizon`` is our own; ``largest_step``
-    after You et al. 2017 (LARS), who bound all steps so, and Heo et al. 2021 (AdamP), who tell by the angle.
+    decays are computed from the state when they are needed, and not stored. ``horizon`` and ``invariant_steps`` are our
+    own, the latter after You et al. 2017 (LARS), whose steps are all relative to the weights, and Heo et al. 2021
+    (AdamP), who tell by the angle.
 
     >>> rule = HierarchicalRNNRule(without=("products",))
     >>> params = {"p": torch.zeros(3)}
@@ -110,7 +119,8 @@ class HierarchicalRNNRule(Rule):
         without: Sequence[str] = (),
         attention: bool = False,
         horizon: int | None = None,
-        largest_step: float | None = None,
+        invariant_steps: Sequence[float] | None = None,
+        invariant_horizon: int | None = None,
         move_unseen: bool = False,
     ) -> None:
         super().__init__()
@@ -129,15 +139,19 @@ class HierarchicalRNNRule(Rule):
         self._parts = set(PARTS) - set(self.without)
         if "dynamic_rates" not in self._parts:
             self._parts -= {"relative_rates"}
-            if horizon is not None or largest_step is not None:
+            if horizon is not None or invariant_steps is not None:
                 raise ValueError(
-                    "HierarchicalRNNRule: horizon and largest_step are about learning rates, and without "
-                    f"'dynamic_rates' there are none; got {horizon} and {largest_step}"
+                    "HierarchicalRNNRule: horizon and invariant_steps are about learning rates, and without "
+                    f"'dynamic_rates' there are none; got {horizon} and {invariant_steps}"
                 )
-        if largest_step is not None and not 0 < largest_step < math.inf:
-            raise ValueError(f"HierarchicalRNNRule: largest_step must be finite and > 0, got {largest_step}")
         self.horizon = checked_horizon("HierarchicalRNNRule", horizon)
-        self.largest_step = None if largest_step is None else float(largest_step)
+        self.invariant_steps = None if invariant_steps is None else self._checked_steps(*invariant_steps)
+        self.invariant_horizon = checked_horizon("HierarchicalRNNRule, invariant_horizon", invariant_horizon)
+        if invariant_horizon is not None and invariant_steps is None:
+            raise ValueError(
+                "HierarchicalRNNRule: invariant_horizon is for networks that invariant_steps tell of, and these are "
+                f"None; got {invariant_horizon}"
+            )
 
         several = time_scales > 1
         own, *above = self.sizes
@@ -160,6 +174,18 @@ class HierarchicalRNNRule(Rule):
             self.rate = nn.Linear(own, 1)
             self.rate_memory, self.rate_offset = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
         self.reset_parameters()
+
+    def _checked_steps(self, *given: Any) -> tuple[float, int]:
+        if len(given) != 2 or not 0 < given[0] < math.inf:
+            raise ValueError(
+                "HierarchicalRNNRule: invariant_steps must be a pair of a finite number > 0, the size of a step "
+                f"relative to the weights, and a number of steps, got {given}"
+            )
+        if not self._has("shortcut"):
+            raise ValueError("HierarchicalRNNRule: invariant_steps go along the shortcut, and without has 'shortcut'")
+        horizon = checked_horizon("HierarchicalRNNRule, invariant_steps", given[1])
+        assert horizon is not None
+        return float(given[0]), horizon
 
     def _has(self, part: str) -> bool:
         return part in self._parts
@@ -202,8 +228,11 @@ class HierarchicalRNNRule(Rule):
             }
             if self._has("dynamic_rates"):
                 own["log_rate"] = self._first_rates(name, param, seed, place).to(dtype)
-            if self.horizon is not None:
+            if self.horizon is not None or self.invariant_steps is not None:
                 own["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+            if self.invariant_steps is not None:
+                own["long_squares"] = torch.zeros_like(own["squares"])
+                own["alignment"] = torch.ones((), dtype=torch.float32, device=param.device)
             if len(self.sizes) > 1:
                 own["tensor"] = torch.zeros(self.sizes[1], dtype=dtype, device=param.device)
             per_param[name] = own
@@ -220,12 +249,13 @@ class HierarchicalRNNRule(Rule):
 
     def forward(self, grads: Tensors, state: RuleState, params: Tensors) -> tuple[Tensors, RuleState]:
         grads = {name: grad.to(self.directions.dtype) for name, grad in grads.items()}
-        olds = {name: state.per_param[name] for name in grads}
+        olds = {name: _counted_on(state.per_param[name]) for name in grads}
         counted = {name: self._counted(grad, olds[name]["hidden"]) for name, grad in grads.items()}
         network = state.shared.get("network")
 
         news: dict[str, Tensors] = {}
         directions: Tensors = {}
+        lasting: Tensors = {}
         told: Tensors = {}
         relative = self._relative_rates(olds, counted)
         for name, grad in grads.items():
@@ -234,15 +264,16 @@ class HierarchicalRNNRule(Rule):
             news[name]["hidden"] = hidden  # (..., H)
             directions[name] = self._directions(hidden, scaled)  # (..., 1), with attention (..., 2)
             told[name] = torch.cat((hidden, inputs, directions[name].square()), dim=-1)
-            if self.largest_step is not None:
-                theta = params[name].to(grad.dtype)
-                angle = torch.stack((grad * theta, grad.square(), theta.square()), dim=-1)
-                told[name] = torch.cat((told[name], angle), dim=-1)
+            if self.invariant_steps is not None:
+                lasting[name], news[name]["long_squares"] = self._lasting(news[name]["means"], olds[name])
+                seen = products(grad, params[name].to(grad.dtype))
+                told[name] = torch.cat((told[name], lasting[name].square(), seen), dim=-1)
 
         means, anyone = marked_means(told, counted, params)
-        below = {name: mean[: self.sizes[0] + self.inputs] for name, mean in means.items()}
-        squares = {name: mean[self.sizes[0] + self.inputs :][: 1 + self.attention] for name, mean in means.items()}
-        most = self._largest({name: mean[-3:] for name, mean in means.items()}, counted)
+        own, rows = self.sizes[0] + self.inputs, 1 + self.attention
+        below = {name: mean[:own] for name, mean in means.items()}
+        aligned = self._alignments(means, olds, counted)
+        normalised = torch.stack([*aligned.values()]).min() < ORTHOGONAL if aligned else None
         shared = dict(state.shared)
         if len(self.sizes) > 1:
             tensors = {name: self._cell(1, below[name], olds[name]["tensor"], {2: network}) for name in grads}
@@ -252,18 +283,24 @@ class HierarchicalRNNRule(Rule):
         updates: Tensors = {}
         per_param = dict(state.per_param)
         for name, old in olds.items():
-            if self.horizon is not None:
-                old = old | {"step": old["step"] + 1}
-            update, moved = self._step(directions[name], squares[name], most.get(name), news[name]["hidden"], old)
+            squares = means[name][own:]
+            along, size = self._along(directions[name], squares[:rows]), None
+            if normalised is not None:
+                along = torch.where(normalised, self._along(lasting[name], squares[rows : 2 * rows]), along)
+                size = torch.where(aligned[name] < ORTHOGONAL, self._size(squares[-1], old), math.nan)
+            steps, rates = self._steps(along, size, self._share(normalised, old), news[name]["hidden"], old)
+            update, ahead = self._update(steps, old)
             updates[name] = torch.where(counted[name], update, 0.0)
             per_param[name] = {
                 key: torch.where(_over(counted[name], value), value, old[key])
-                for key, value in (news[name] | moved).items()
+                for key, value in (news[name] | rates | ahead).items()
             }
             if len(self.sizes) > 1:
                 per_param[name]["tensor"] = torch.where(anyone[name], tensors[name], old["tensor"])
-            if self.horizon is not None:
+            if "step" in old:
                 per_param[name]["step"] = old["step"]
+            if name in aligned:
+                per_param[name]["alignment"] = aligned[name]
         return updates, RuleState(per_param, shared)
 
     def _counted(self, grad: Tensor, hidden: Tensor) -> Tensor:
@@ -325,45 +362,63 @@ class HierarchicalRNNRule(Rule):
         out = nn.functional.linear(hidden, self.directions)
         return out if self.shortcuts is None else out + nn.functional.linear(scaled, self.shortcuts)
 
-    def _largest(self, angles: Tensors, counted: Tensors) -> Tensors:
-        """The largest learning rates of tensors, from the means of g theta, g^2 and theta^2; none without a bound."""
-        if self.largest_step is None:
-            return {}
-        numbers = totals({name: mark.sum().to(angles[name].dtype) for name, mark in counted.items()})
-        most: Tensors = {}
-        for name, angle in angles.items():
-            product, grad, theta = angle.unbind()
-            orthogonal = numbers[name] * product.square() < ORTHOGONAL**2 * grad * theta
-            # The root of 0 has an infinite slope, which would turn into NaN.
-            size = torch.where(theta > 0, theta, torch.ones_like(theta)).sqrt()
-            most[name] = torch.where(orthogonal, self.largest_step * size, math.inf)
-        return most
+    def _lasting(self, means: Tensor, old: Tensors) -> tuple[Tensor, Tensor]:
+        """z, like the directions, and the new long squares."""
+        assert self.shortcuts is not None
+        squares = LONG * old["long_squares"] + (1 - LONG) * means.square()
+        scaled = torch.asinh(over_root(means, squares / (1 - LONG ** old["step"].to(means.dtype))))
+        return nn.functional.linear(scaled, self.shortcuts), squares
 
-    def _step(
-        self, directions: Tensor, squares: Tensor, most: Tensor | None, hidden: Tensor, old: Tensors
+    def _alignments(self, means: Tensors, olds: dict[str, Tensors], counted: Tensors) -> Tensors:
+        """Of the gradients with their tensors, by name; none where it does not matter."""
+        if self.invariant_steps is None:
+            return {}
+        numbers = totals({name: mark.sum().to(means[name].dtype) for name, mark in counted.items()})
+        return {name: alignment(means[name][-3:], numbers[name], old["alignment"]) for name, old in olds.items()}
+
+    def _size(self, theta: Tensor, old: Tensors) -> Tensor:
+        """κ rms(theta) min(1, T / t), from the mean of theta^2."""
+        assert self.invariant_steps is not None
+        share, horizon = self.invariant_steps
+        # The root of 0 has an infinite slope, which would turn into NaN.
+        return share * within(horizon, old["step"], theta.dtype) * torch.where(theta > 0, theta, 1.0).sqrt()
+
+    def _along(self, directions: Tensor, squares: Tensor) -> Tensor:
+        """Directions over the roots of their mean squares, where there are rates; with attention there are two."""
+        return over_root(directions, squares.expand_as(directions)) if self._has("dynamic_rates") else directions
+
+    def _share(self, normalised: Tensor | None, old: Tensors) -> Tensor | float:
+        """Of what learning rates would change by, they do so much in this step."""
+        usual = 1.0 if self.horizon is None else within(self.horizon, old["step"], self.directions.dtype)
+        if self.invariant_horizon is None or normalised is None:
+            return usual
+        return torch.where(normalised, within(self.invariant_horizon, old["step"], self.directions.dtype), usual)
+
+    def _steps(
+        self, along: Tensor, size: Tensor | None, share: Tensor | float, hidden: Tensor, old: Tensors
     ) -> tuple[Tensor, Tensors]:
-        """The updates of a tensor, and what its coordinates remember of rates and of the point ahead."""
-        new: Tensors = {}
-        steps = directions
-        if self._has("dynamic_rates"):
-            aim, new["log_rate"] = self._rates(old, hidden)
-            logs = [aim + self.rate_offset, aim][: directions.shape[-1]]
-            rates = torch.stack(logs, dim=-1).exp()
-            rates = rates if most is None else torch.minimum(rates, most)
-            steps = rates * over_root(directions, squares.expand_as(directions))
+        """How far along the directions, and what coordinates remember of their rates. A size that is no NaN is the
+        rate of all of the tensor."""
+        if not self._has("dynamic_rates"):
+            return along, {}
+        aim, log_rate = self._rates(old, hidden, share)
+        rates = torch.stack([aim + self.rate_offset, aim][: along.shape[-1]], dim=-1).exp()
+        rates = rates if size is None else torch.where(size.isnan(), rates, size)
+        return rates * along, {"log_rate": log_rate}
+
+    def _update(self, steps: Tensor, old: Tensors) -> tuple[Tensor, Tensors]:
+        """The updates of a tensor, and what its coordinates remember of the point ahead."""
         step = steps[..., 0]
         if not self.attention:
-            return -step, new
+            return -step, {}
         # From theta + ahead to theta - look, while theta goes to theta - step.
         look = steps[..., 1]
-        return -look - old["ahead"], new | {"ahead": step - look}
+        return -look - old["ahead"], {"ahead": step - look}
 
-    def _rates(self, old: Tensors, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _rates(self, old: Tensors, hidden: Tensor, share: Tensor | float) -> tuple[Tensor, Tensor]:
         """l^ for this step and l' to remember."""
-        log_rate, change = old["log_rate"], self.rate(hidden).squeeze(-1)
-        if self.horizon is not None:
-            change = within(self.horizon, old["step"], change.dtype) * change
-        aim = log_rate + change
+        log_rate = old["log_rate"]
+        aim = log_rate + share * self.rate(hidden).squeeze(-1)
         # The slope is that of the number before it is clipped, so that meta-training can bring it back.
         aim = aim + (aim.clamp(*LOG_RATES) - aim).detach()
         memory = torch.sigmoid(self.rate_memory)
@@ -383,7 +438,8 @@ class HierarchicalRNNRule(Rule):
 
     def config(self) -> dict[str, Any]:
         # Named where they are chosen only: states that were saved before there was a choice still fit.
-        chosen = {"horizon": self.horizon, "largest_step": self.largest_step}
+        pair = None if self.invariant_steps is None else [*self.invariant_steps]
+        chosen = {"horizon": self.horizon, "invariant_steps": pair, "invariant_horizon": self.invariant_horizon}
         return {
             "sizes": list(self.sizes),
             "time_scales": self.time_scales,
@@ -401,6 +457,11 @@ class HierarchicalRNNRule(Rule):
 def _begun(hidden: Tensor) -> Tensor:
     """Which cells have begun, shape (..., 1): the state of others is zero."""
     return (hidden != 0).any(dim=-1, keepdim=True)
+
+
+def _counted_on(old: Tensors) -> Tensors:
+    """The state with this step counted, where steps are counted."""
+    return old | {"step": old["step"] + 1} if "step" in old else old
 
 
 def _over(mark: Tensor, value: Tensor) -> Tensor:
