@@ -88,8 +88,9 @@ class HierarchicalRNNRule(Rule):
 
     The rule runs in the dtype of its weights; so does its state. It is per coordinate ``hidden`` (H), ``means`` and
     ``squares`` (S each), ``log_rate`` and ``ahead``, per tensor ``tensor`` and, with a horizon, ``step``, and
-    ``network``. A cell whose state is zero has not begun: its first state, which is learned, enters at its first step,
-    so that phi has a gradient there.
+    ``network``; with ``invariant_steps`` per coordinate ``long_squares`` (S), per tensor ``step`` and ``alignment``. A
+    cell whose state is zero has not begun: its first state, which is learned, enters at its first step, so that phi has
+    a gradient there.
 
     Raises:
         ValueError: A size, count, rate or step out of range, an unknown part, or options about learning rates where
