@@ -3,7 +3,7 @@
 import itertools
 import math
 
-from learned_optim.invariance import FORGOTTEN, ORTHOGONAL
+from learned_optim.invariance import FIRST, ORTHOGONAL, REMEMBERED
 from learned_optim.rules.hierarchical import FIXED_DECAYS, LONG, PARTS
 
 
@@ -56,7 +56,7 @@ class Slow:
                 }
                 for rate in rates
             ]
-            self.tensors[name] = {"coordinates": coordinates, "T": self.first(1), "steps": 0, "aligned": 1.0}
+            self.tensors[name] = {"coordinates": coordinates, "T": self.first(1), "steps": 0, "aligned": 0.0}
         self.N = self.first(2)
 
     def first(self, level):
@@ -115,8 +115,8 @@ class Slow:
             product = sum(g * value for g, value in zip(grads, values, strict=True))
             lengths = sum(g * g for g in grads) * sum(value * value for value in values)
             now = min(len(values) * product**2 / lengths, 1.0) if lengths else 1.0
-            tensor["aligned"] = max(now, FORGOTTEN * tensor["aligned"])
-        return tensor["aligned"] < ORTHOGONAL
+            tensor["aligned"] = max(now, REMEMBERED * tensor["aligned"])
+        return tensor["aligned"] < ORTHOGONAL and tensor["steps"] >= FIRST and any(grads)
 
     def lasting(self, name, c, row):
         """The shortcut from averages over their long squares."""

@@ -76,7 +76,8 @@ def test_equal_to_the_slow_reference_over_100_steps(case):
     p[:7, 3] = p[40:50, 1:3] = 0
     q[:3] = 0
     q[:50, 0, 2] = 0
-    q[50:80, 0, 2] = -(q[50:80, 0, 0] + 3 * q[50:80, 1, 1])  # orthogonal to q
+    q[:50, 1, 1] = -q[:50, 0, 0] / 3  # orthogonal to q until 80
+    q[50:80, 0, 2] = -(q[50:80, 0, 0] + 3 * q[50:80, 1, 1])
     params = {
         "p": torch.zeros(5).double(),
         "q": torch.tensor([[1.0, 0, 1], [0, 3, 0]]).double(),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from learned_optim.cells import gru_cell
 from learned_optim.features import averages_at_scales, ever_seen, over_root, relative_log
 from learned_optim.horizon import checked_horizon, within
-from learned_optim.invariance import ORTHOGONAL, alignment, products
+from learned_optim.invariance import alignment, invariant, products
 from learned_optim.reduction import marked_means, network_mean, numbered, totals
 from learned_optim.rule import Rule, Scope, apply_updates
 from learned_optim.seeds import scattered
@@ -74,7 +74,7 @@ class HierarchicalRNNRule(Rule):
         invariant_steps: (κ, T): how tensors are trained whose scale the loss does not see, such as weights before a
             normalisation. Long steps do no harm to the loss there, but let the weights grow until later steps do
             nothing. So their steps have an rms of κ rms(theta), from step T on times T / t. They are told by their
-            gradients, which have been orthogonal to them for five steps (`learned_optim.invariance`). A network that
+            gradients, which are orthogonal to them from the first step on (`learned_optim.invariance`). A network that
             has any is trained on minibatches, with noise to the end: there all tensors go along the shortcut from
             averages over long squares, z in place of delta::
 
@@ -233,7 +233,7 @@ class HierarchicalRNNRule(Rule):
                 own["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
             if self.invariant_steps is not None:
                 own["long_squares"] = torch.zeros_like(own["squares"])
-                own["alignment"] = torch.ones((), dtype=torch.float32, device=param.device)
+                own["alignment"] = torch.zeros((), dtype=torch.float32, device=param.device)
             if len(self.sizes) > 1:
                 own["tensor"] = torch.zeros(self.sizes[1], dtype=dtype, device=param.device)
             per_param[name] = own
@@ -274,7 +274,8 @@ class HierarchicalRNNRule(Rule):
         own, rows = self.sizes[0] + self.inputs, 1 + self.attention
         below = {name: mean[:own] for name, mean in means.items()}
         aligned = self._alignments(means, olds, counted)
-        normalised = torch.stack([*aligned.values()]).min() < ORTHOGONAL if aligned else None
+        marks = {name: invariant(means[name][-3:], mean, olds[name]["step"]) for name, mean in aligned.items()}
+        normalised = torch.stack([*marks.values()]).any() if marks else None
         shared = dict(state.shared)
         if len(self.sizes) > 1:
             tensors = {name: self._cell(1, below[name], olds[name]["tensor"], {2: network}) for name in grads}
@@ -288,7 +289,7 @@ class HierarchicalRNNRule(Rule):
             along, size = self._along(directions[name], squares[:rows]), None
             if normalised is not None:
                 along = torch.where(normalised, self._along(lasting[name], squares[rows : 2 * rows]), along)
-                size = torch.where(aligned[name] < ORTHOGONAL, self._size(squares[-1], old), math.nan)
+                size = torch.where(marks[name], self._size(squares[-1], old), math.nan)
             steps, rates = self._steps(along, size, self._share(normalised, old), news[name]["hidden"], old)
             update, ahead = self._update(steps, old)
             updates[name] = torch.where(counted[name], update, 0.0)
