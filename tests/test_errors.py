@@ -142,6 +142,16 @@ CASES = {
         ValueError,
         r"invariant_steps must be a pair .* got \(0.1,\)",
     ),
+    "invariant steps without their number": (
+        lambda: HierarchicalRNNRule(invariant_steps=(0.1, None)),
+        ValueError,
+        r"invariant_steps must be a pair .* got \(0.1, None\)",
+    ),
+    "invariant steps that are a number": (
+        lambda: HierarchicalRNNRule(invariant_steps=0.1),
+        ValueError,
+        "invariant_steps must be a pair .* got 0.1",
+    ),
     "invariant steps to no horizon": (
         lambda: HierarchicalRNNRule(invariant_steps=(0.1, 0)),
         ValueError,

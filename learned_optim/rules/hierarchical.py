@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.cells import gru_cell
-from learned_optim.features import averages_at_scales, ever_seen, over_root, relative_log
+from learned_optim.features import averages_at_scales, corrected_moments, ever_seen, over_root, relative_log
 from learned_optim.horizon import checked_horizon, within
 from learned_optim.invariance import alignment, invariant, products
 from learned_optim.reduction import marked_means, network_mean, numbered, totals
@@ -146,7 +146,7 @@ class HierarchicalRNNRule(Rule):
                     f"'dynamic_rates' there are none; got {horizon} and {invariant_steps}"
                 )
         self.horizon = checked_horizon("HierarchicalRNNRule", horizon)
-        self.invariant_steps = None if invariant_steps is None else self._checked_steps(*invariant_steps)
+        self.invariant_steps = None if invariant_steps is None else self._checked_steps(invariant_steps)
         self.invariant_horizon = checked_horizon("HierarchicalRNNRule, invariant_horizon", invariant_horizon)
         if invariant_horizon is not None and invariant_steps is None:
             raise ValueError(
@@ -176,17 +176,18 @@ class HierarchicalRNNRule(Rule):
             self.rate_memory, self.rate_offset = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
         self.reset_parameters()
 
-    def _checked_steps(self, *given: Any) -> tuple[float, int]:
-        if len(given) != 2 or not 0 < given[0] < math.inf:
+    def _checked_steps(self, given: Sequence[float]) -> tuple[float, int]:
+        pair = tuple(given) if isinstance(given, Sequence) else (given,)
+        share, horizon = pair if len(pair) == 2 else (math.nan, None)
+        checked = checked_horizon("HierarchicalRNNRule, invariant_steps", horizon)  # type: ignore[arg-type]  # float or int
+        if checked is None or not 0 < share < math.inf:
             raise ValueError(
                 "HierarchicalRNNRule: invariant_steps must be a pair of a finite number > 0, the size of a step "
                 f"relative to the weights, and a number of steps, got {given}"
             )
         if not self._has("shortcut"):
             raise ValueError("HierarchicalRNNRule: invariant_steps go along the shortcut, and without has 'shortcut'")
-        horizon = checked_horizon("HierarchicalRNNRule, invariant_steps", given[1])
-        assert horizon is not None
-        return float(given[0]), horizon
+        return float(share), checked
 
     def _has(self, part: str) -> bool:
         return part in self._parts
@@ -367,8 +368,9 @@ class HierarchicalRNNRule(Rule):
     def _lasting(self, means: Tensor, old: Tensors) -> tuple[Tensor, Tensor]:
         """z, like the directions, and the new long squares."""
         assert self.shortcuts is not None
-        squares = LONG * old["long_squares"] + (1 - LONG) * means.square()
-        scaled = torch.asinh(over_root(means, squares / (1 - LONG ** old["step"].to(means.dtype))))
+        zero = torch.zeros_like(means)
+        _, squares, _, unbiased = corrected_moments(means, zero, old["long_squares"], old["step"], betas=(0.0, LONG))
+        scaled = torch.asinh(over_root(means, unbiased))
         return nn.functional.linear(scaled, self.shortcuts), squares
 
     def _alignments(self, means: Tensors, olds: dict[str, Tensors], counted: Tensors) -> Tensors:
