@@ -475,3 +475,18 @@ def test_a_few_dozen_updates_teach_it_to_descend_faster():
 def test_the_document_names_every_part():
     rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", DOCUMENT.read_text(), flags=re.MULTILINE)
     assert dict(rows) == PARTS
+
+
+BYTES = {
+    "`HierarchicalRNNRule`": HierarchicalRNNRule,
+    "`HierarchicalRNNRule`, attention": lambda: HierarchicalRNNRule(attention=True),
+    "`HierarchicalRNNRule`, invariant steps, as bundled": lambda: load_checkpoint("hierarchical"),
+}
+
+
+@pytest.mark.parametrize("row", BYTES)
+def test_the_state_takes_what_the_documentation_says(row):
+    params = {"p": torch.zeros(1000)}
+    own = BYTES[row]().init_state(params).per_param["p"]
+    number = sum(value.nbytes for value in own.values() if value.shape[:1] == (1000,)) // 1000
+    assert f"| {row} | {number} |" in DOCUMENT.with_name("optimizers.md").read_text()
