@@ -30,8 +30,11 @@ def lstm_cell(x: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias: Ten
     """
     # tanh(a) = 2 sigmoid(2 a) - 1, for torch's sigmoid takes far less time than its tanh on CPU: one over the
     # contiguous block of all four gates, and one over the new cell.
-    scale = weight.new_tensor((1.0, 1.0, 2.0, 1.0)).repeat_interleave(hidden.shape[-1])  # (4 H,)
-    gates = torch.sigmoid(F.linear(torch.cat((x, hidden), dim=-1), weight * scale.unsqueeze(-1), bias * scale))
+    # It is written into what it is taken of, the largest tensor here.
+    size = hidden.shape[-1]
+    scale = torch.ones(4 * size, dtype=weight.dtype, device=weight.device)
+    scale[2 * size : 3 * size] = 2.0
+    gates = F.linear(torch.cat((x, hidden), dim=-1), weight * scale.unsqueeze(-1), bias * scale).sigmoid_()
     i, f, g, o = gates.chunk(4, dim=-1)  # (..., H) each
     cell = torch.addcmul(f * cell, i, g - 0.5, value=2.0)
     return torch.addcmul(-o, o, torch.sigmoid(2 * cell), value=2.0), cell

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
+from learned_optim.eager import may_look
 from learned_optim.reduction import largest
 from learned_optim.rule import Rule
 from learned_optim.together import as_one, small_together
@@ -23,17 +25,20 @@ _ALL = "all"
 
 def steps_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> bool:
     """Whether `step_in_chunks` can take this step: eagerly, on CPU, with finite numbers in ordinary tensors."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return False
     values = [*grads.values()]
-    if any(type(grad) is not Tensor or grad.device.type != "cpu" or grad.numel() == 0 for grad in values):
+    if not may_look(values) or any(grad.numel() == 0 for grad in values):
         return False
     if len({grad.dtype for grad in values}) > 1 or not all(
         tensor.is_contiguous() for name in grads for tensor in state.per_param[name].values()
     ):
         return False
     most = largest(as_one(grads[name] for name in names) for names in small_together(grads)).max()
-    return bool(most < LARGE) and all(bool(torch.isfinite(weight).all()) for weight in rule.parameters())
+    return bool(most < LARGE) and _finite(rule.parameters())
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    values = [*tensors]
+    return not values or math.isfinite(float(largest(values).max()))
 
 
 def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> Tensors:
@@ -53,29 +58,28 @@ def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> Tensors:
     """
     dtype = next((weight.dtype for weight in rule.parameters()), next(iter(grads.values())).dtype)
     numbers = [grad.numel() for grad in grads.values()]
-    places = torch.split(torch.empty(sum(numbers), dtype=dtype), numbers)
-    flat_updates = dict(zip(grads, places, strict=True))
+    flat = torch.split(torch.empty(sum(numbers), dtype=dtype), numbers)
+    flat_updates = dict(zip(grads, flat, strict=True))
     for names in _of_one_age(state.per_param, grads):
         owns = [state.per_param[name] for name in names]
         keys = [key for key in owns[0] if key != "step"]
         clocks = [own["step"] for own in owns if "step" in own]
         clock = {"step": clocks[0].clone()} if clocks else {}
-        flat = []
+        parts = []
         for name, own in zip(names, owns, strict=True):
             grad, dims = grads[name], grads[name].dim()
-            flat.append([_flat(grad, dims), flat_updates[name], *(_flat(own[key], dims) for key in keys)])
-        for pieces in _chunks(flat):
-            grad, _, *values = (
-                parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*pieces, strict=True)
-            )
+            parts.append([_flat(grad, dims), flat_updates[name], *(_flat(own[key], dims) for key in keys)])
+        for pieces in _chunks(parts):
+            grad, _, *values = (same[0] if len(same) == 1 else torch.cat(same) for same in zip(*pieces, strict=True))
             own = dict(zip(keys, values, strict=True)) | clock
             out, new = rule({_ALL: grad}, RuleState({_ALL: own}, state.shared), {})
             after = [out[_ALL]]
-            if bool(torch.isfinite(out[_ALL]).all()):
+            if _finite(after):
                 after += [new.per_param[_ALL][key] for key in keys]
             sizes = [len(piece[0]) for piece in pieces]
-            for place, value in enumerate(after, start=1):
-                torch._foreach_copy_([piece[place] for piece in pieces], torch.split(value, sizes))
+            places = [piece[place] for place in range(1, len(after) + 1) for piece in pieces]
+            values = after if len(pieces) == 1 else [part for value in after for part in torch.split(value, sizes)]
+            torch._foreach_copy_(places, values)
         if clocks:
             torch._foreach_copy_(clocks, [new.per_param[_ALL]["step"]] * len(clocks))
     return {name: place.view(grads[name].shape) for name, place in flat_updates.items()}

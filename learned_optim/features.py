@@ -41,10 +41,10 @@ def log_and_sign(grad: Tensor, *, p: float = 10.0) -> tuple[Tensor, Tensor]:
 
     Source: Andrychowicz et al. 2016, appendix A. The authors' code clamps the logarithm and e^p g instead.
     """
-    small = grad.abs() < math.exp(-p)
+    magnitude = grad.abs()
+    small = magnitude < math.exp(-p)
     # The logarithm is not even computed at zero: its infinite slope would turn into NaN behind the second `where`.
-    magnitude = torch.where(small, torch.ones_like(grad), grad.abs())
-    log = torch.where(small, -torch.ones_like(grad), magnitude.log() / p)
+    log = torch.where(small, -1.0, torch.where(small, 1.0, magnitude).log() / p)
     sign = torch.where(small, grad * math.exp(p), torch.sign(grad))
     return log, sign
 
@@ -123,7 +123,13 @@ def ever_seen(grad: Tensor, memory: Tensor) -> Tensor:
         grad: This step's gradient.
         memory: Shape ``grad.shape + (H,)``, zero as long as the coordinate has not been seen.
     """
-    return (grad != 0) | (memory != 0).any(dim=-1)
+    return (grad != 0) | begun(memory).squeeze(-1)
+
+
+def begun(memory: Tensor) -> Tensor:
+    """Where anything is remembered, shape (..., 1): where of (..., H) any is not zero."""
+    # A sum of magnitudes is zero where all are; ``any`` over the last dimension takes six times as long on CPU.
+    return memory.detach().abs().sum(dim=-1, keepdim=True) != 0
 
 
 class Plain(Features):

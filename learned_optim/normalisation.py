@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from learned_optim.pullback import transformed
+from learned_optim.eager import transformed
 
 
 class differentiable_twice(TorchFunctionMode):

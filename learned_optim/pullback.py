@@ -7,17 +7,12 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
 from torch.autograd.forward_ad import unpack_dual
+
+from learned_optim.eager import transformed
 
 Pullback: TypeAlias = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 """``pullback(cotangents)``: for each output one cotangent in, for each input one out; zeros where nothing flows."""
-
-
-def transformed() -> bool:
-    """Whether a transform of torch.func is at work, or the compiler, which follows those alone."""
-    # torch has no public way to ask.
-    return torch.compiler.is_compiling() or peek_interpreter_stack() is not None
 
 
 def vjp(function: Callable[..., Sequence[Tensor]], *primals: Tensor) -> tuple[Sequence[Tensor], Pullback]:

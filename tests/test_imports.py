@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = ["learned_optim", "meta_init", "lightning_modules"]
 INSIDE = [
-    "types", "together", "entry", "seeds", "reduction", "rule", "sharding", "cells", "features", "horizon",
+    "types", "eager", "together", "entry", "seeds", "reduction", "rule", "sharding", "cells", "features", "horizon",
     "invariance", "chunks",
     "kernels", "fused", "rules", "guard", "captured", "pullback", "flat_memory", "unroll", "sampled", "joined",
     "normalisation", "pickles", "data", "checkpoint", "group_options", "state_layout", "devices", "moving",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.cells import gru_cell
-from learned_optim.features import averages_at_scales, corrected_moments, ever_seen, over_root, relative_log
+from learned_optim.features import averages_at_scales, begun, corrected_moments, ever_seen, over_root, relative_log
 from learned_optim.horizon import checked_horizon, within
 from learned_optim.invariance import alignment, invariant, products
 from learned_optim.reduction import marked_means, network_mean, numbered, totals
@@ -338,7 +338,7 @@ class HierarchicalRNNRule(Rule):
             both = hidden.new_tensor(FIXED_DECAYS).expand(*hidden.shape[:-1], 2)
         else:
             both = torch.sigmoid(self.decays(hidden))  # (..., 2), or (..., 1) where it is s alone
-        both = torch.where(_begun(hidden), both, 0.0)
+        both = torch.where(begun(hidden), both, 0.0)
         s = both[..., -1]
         return both[..., 0] if self.time_scales > 1 else torch.zeros_like(s), s
 
@@ -352,7 +352,7 @@ class HierarchicalRNNRule(Rule):
 
     def _now(self, level: int, hidden: Tensor) -> Tensor:
         """The state of cells as they see it: their first one where they have not begun."""
-        return torch.where(_begun(hidden), hidden, self.firsts[level]) if self._has("learned_start") else hidden
+        return torch.where(begun(hidden), hidden, self.firsts[level]) if self._has("learned_start") else hidden
 
     def _network(self, tensors: Tensors, anyone: Tensors, network: Tensor) -> Tensor:
         """N' from the mean of T' over the tensors that take part."""
@@ -456,11 +456,6 @@ class HierarchicalRNNRule(Rule):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.config().items())
-
-
-def _begun(hidden: Tensor) -> Tensor:
-    """Which cells have begun, shape (..., 1): the state of others is zero."""
-    return (hidden != 0).any(dim=-1, keepdim=True)
 
 
 def _counted_on(old: Tensors) -> Tensors:

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from learned_optim import LSTMRule, chunks
-from learned_optim.features import FEATURES
+from learned_optim.features import FEATURES, ever_seen
 from tests.laws.test_flat_memory import peak
 
 SHAPES = {"scalar": (), "small": (3,), "matrix": (4, 3), "kernel": (2, 3, 2, 2), "large": (17,)}
@@ -50,6 +50,33 @@ def test_in_chunks_as_at_once(features, layers):
         assert finite
         assert_close(its_updates, updates)
         assert_close(tuple(state), tuple(at_once))
+
+
+@pytest.mark.parametrize("zeros", ["none", "some", "all"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_what_a_look_at_the_gradients_tells_changes_nothing(layers, zeros):
+    rule, params, state = setting("log_sign", num_layers=layers)
+    looking = recorded = state
+    for _ in range(4):
+        grads = grads_of(params)
+        if zeros != "none":
+            grads["matrix"][: 2 if zeros == "some" else 4] = 0.0
+        with torch.no_grad():
+            updates, looking = rule(grads, looking, params)
+        others, recorded = rule(grads, recorded, params)  # while gradients are recorded there is no look
+        assert_close(updates, others, rtol=0, atol=0)
+        assert_close(tuple(looking), tuple(recorded), rtol=0, atol=0)
+    untouched = not bool(updates["matrix"].any())
+    assert untouched == (zeros == "all")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_ever_seen_is_any_of_what_is_remembered(dtype):
+    tiny = torch.finfo(dtype).smallest_normal
+    values = torch.tensor([0.0, -0.0, tiny, -tiny, 1.0, -1.0, math.inf, math.nan, torch.finfo(dtype).max], dtype=dtype)
+    memory = torch.cartesian_prod(values, values, values)
+    for grad in (torch.zeros(len(memory), dtype=dtype), memory[:, 0]):
+        assert_close(ever_seen(grad, memory), (grad != 0) | (memory != 0).any(dim=-1), rtol=0, atol=0)
 
 
 @torch.no_grad()

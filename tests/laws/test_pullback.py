@@ -8,7 +8,8 @@ from torch.func import functional_call, grad, jvp
 from torch.testing import assert_close
 
 from learned_optim import LSTMRule, unroll
-from learned_optim.pullback import transformed, vjp
+from learned_optim.eager import transformed
+from learned_optim.pullback import vjp
 from tests.specs import small_problem
 
 X = torch.linspace(-1.0, 2.0, 6, dtype=torch.float64)
