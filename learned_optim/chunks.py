@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from learned_optim.compiling import compiled_step, step
 from learned_optim.eager import may_look
 from learned_optim.reduction import largest
 from learned_optim.rule import Rule
@@ -41,7 +42,7 @@ def _finite(tensors: Iterable[Tensor]) -> bool:
     return not values or math.isfinite(float(largest(values).max()))
 
 
-def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> Tensors:
+def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState, *, compiled: bool = False) -> Tensors:
     """`Rule.step_` of a coordinatewise rule without shared state: large tensors are cut up, small ones put together.
 
     Nothing is allocated that grows with the model, but for the updates.
@@ -51,6 +52,7 @@ def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> Tensors:
         grads: Finite, see `steps_in_chunks`.
         state: Its tensors are written in place: per coordinate of shape ``grad.shape + (...)``, and ``"step"`` per
             tensor.
+        compiled: Whether whole chunks go through one compiled function.
 
     Returns:
         The updates. They are finite unless the state is not; then it is left as it is for the coordinates of the chunk,
@@ -72,7 +74,8 @@ def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> Tensors:
         for pieces in _chunks(parts):
             grad, _, *values = (same[0] if len(same) == 1 else torch.cat(same) for same in zip(*pieces, strict=True))
             own = dict(zip(keys, values, strict=True)) | clock
-            out, new = rule({_ALL: grad}, RuleState({_ALL: own}, state.shared), {})
+            take = compiled_step() if compiled and len(grad) == CHUNK else step
+            out, new = take(rule, {_ALL: grad}, RuleState({_ALL: own}, state.shared))
             after = [out[_ALL]]
             if _finite(after):
                 after += [new.per_param[_ALL][key] for key in keys]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.cells import gru_cell
+from learned_optim.eager import may_look
 from learned_optim.features import averages_at_scales, begun, corrected_moments, ever_seen, over_root, relative_log
 from learned_optim.horizon import checked_horizon, within
 from learned_optim.invariance import alignment, invariant, products
@@ -253,6 +254,8 @@ class HierarchicalRNNRule(Rule):
         grads = {name: grad.to(self.directions.dtype) for name, grad in grads.items()}
         olds = {name: _counted_on(state.per_param[name]) for name in grads}
         counted = {name: self._counted(grad, olds[name]["hidden"]) for name, grad in grads.items()}
+        # Where a look tells that all move, nothing has to be kept as it was.
+        everywhere = may_look(counted.values()) and all(bool(mark.all()) for mark in counted.values())
         network = state.shared.get("network")
 
         news: dict[str, Tensors] = {}
@@ -293,11 +296,13 @@ class HierarchicalRNNRule(Rule):
                 size = torch.where(marks[name], self._size(squares[-1], old), math.nan)
             steps, rates = self._steps(along, size, self._share(normalised, old), news[name]["hidden"], old)
             update, ahead = self._update(steps, old)
-            updates[name] = torch.where(counted[name], update, 0.0)
-            per_param[name] = {
-                key: torch.where(_over(counted[name], value), value, old[key])
-                for key, value in (news[name] | rates | ahead).items()
-            }
+            updates[name], per_param[name] = update, news[name] | rates | ahead
+            if not everywhere:
+                updates[name] = torch.where(counted[name], update, 0.0)
+                per_param[name] = {
+                    key: torch.where(_over(counted[name], value), value, old[key])
+                    for key, value in per_param[name].items()
+                }
             if len(self.sizes) > 1:
                 per_param[name]["tensor"] = torch.where(anyone[name], tensors[name], old["tensor"])
             if "step" in old:

@@ -57,6 +57,10 @@ class LSTMRule(Rule):
             ``"bfloat16"`` halves their memory. By default, and within a step always, that of the weights. It may be set
             as an attribute too, before an optimizer begins.
 
+    Attributes:
+        compiled: Whether steps on CPU go through one compiled function, `CHUNK` coordinates at a time; False until it
+            is set. Not a part of `config`.
+
     The LSTM runs in the dtype of its weights, whatever the dtype of the parameters; so does its state, per coordinate
     ``hidden_i`` and ``cell_i`` of shape ``param.shape + (H,)`` for each layer i, beside what the features remember;
     with a horizon, ``step`` per tensor.
@@ -103,6 +107,7 @@ class LSTMRule(Rule):
         if bounded is None:
             bounded = not normalised and any(FEATURES[name].bounded for name in self.features)
         self.state_dtype = state_dtype
+        self.compiled = False
         self.horizon = horizon
         if bounded and normalised:
             raise ValueError("LSTMRule: an output is bounded or normalised, not both")
@@ -196,7 +201,7 @@ class LSTMRule(Rule):
             return self._fused(grads, state, finite)
         # What is not finite elsewhere, on another shard, is left out here too.
         if self.scope == "coordinate" and steps_in_chunks(self, grads, state) and (finite is None or bool(finite)):
-            updates = step_in_chunks(self, grads, state)
+            updates = step_in_chunks(self, grads, state, compiled=self.compiled)
             return updates, all_finite(updates)
         return super().step_(grads, state, params, finite=finite)
 

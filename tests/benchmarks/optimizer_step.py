@@ -15,7 +15,8 @@ from learned_optim.features import log_and_sign
 from tests.benchmarks.measuring import Bar, Benchmark, Contender, Group, Setup, ratio
 
 EAGER, COMPILED, MANY, FLOOR = "ours", "ours, compiled", "ours, {:,} tensors", "floor: products, sigmoids, tanhs"
-HIERARCHICAL = "ours, hierarchical"
+WHOLE = "ours, torch.compile(optimizer.step)"
+HIERARCHICAL, BUNDLED = "ours, hierarchical", "ours, hierarchical as bundled"
 CHUNKS = (512, 1024, 2048, 4096, 8192, 16384)
 """Coordinates at a time, of which the floor takes the fastest."""
 
@@ -56,15 +57,20 @@ def step(
     return call
 
 
-def lstm(params: list[nn.Parameter], *, device: str = "cpu") -> LSTMOptimizer:
+def lstm(params: list[nn.Parameter], *, device: str = "cpu", compile: bool = False) -> LSTMOptimizer:
     """The optimizer with the paper's rule."""
-    return LSTMOptimizer(params, rule=rule(device))
+    return LSTMOptimizer(params, rule=rule(device), compile=compile)
 
 
 def hierarchical(params: list[nn.Parameter], *, device: str = "cpu") -> HierarchicalRNNOptimizer:
     """The optimizer with the default rule."""
     torch.manual_seed(0)
     return HierarchicalRNNOptimizer(params, rule=HierarchicalRNNRule().to(device))
+
+
+def bundled(params: list[nn.Parameter]) -> HierarchicalRNNOptimizer:
+    """The optimizer as it comes, with its invariant steps and its guard."""
+    return HierarchicalRNNOptimizer(params)
 
 
 def floor(coordinates: int, *, device: str = "cpu") -> Callable[[], None]:
@@ -144,9 +150,11 @@ def contenders(coordinates: int, many: int, *, device: str) -> list[Contender]:
     our, theirs = partial(lstm, device=device), partial(torch.optim.AdamW, fused=True)
     return [
         Contender(EAGER, lambda: step(our, one()), memory=True),
-        Contender(COMPILED, lambda: step(our, one(), compiled=True), slow_start=True, memory=True),
+        Contender(COMPILED, lambda: step(partial(our, compile=True), one()), slow_start=True, memory=True),
+        Contender(WHOLE, lambda: step(our, one(), compiled=True), slow_start=True, memory=True),
         Contender(MANY.format(many), lambda: step(our, one(many)), memory=True),
         Contender(HIERARCHICAL, lambda: step(partial(hierarchical, device=device), one()), memory=True),
+        Contender(BUNDLED, lambda: step(bundled, one()), memory=True),
         Contender(FLOOR, partial(floor, coordinates, device=device)),
         Contender("two nn.LSTMCell", partial(cells, coordinates, device=device, fused=False), memory=True),
         Contender("nn.LSTM", partial(cells, coordinates, device=device, fused=True), memory=True),
@@ -169,6 +177,7 @@ def _bars(groups: Mapping[str, Any]) -> list[Bar]:
             Bar(f"time of ours, compiled, over the floor, {title}", ratio(group, COMPILED, FLOOR), 1.3),
             Bar(f"time of {many} over one, {title}", ratio(group, many, EAGER), 2.0),
             Bar(f"time of hierarchical over LSTM, {title}", ratio(group, HIERARCHICAL, EAGER), 1.0),
+            Bar(f"time of hierarchical as bundled over LSTM, {title}", ratio(group, BUNDLED, EAGER), 1.0),
         ]
     return bars
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch._inductor.exc import InvalidCxxCompiler
 from torch.testing import assert_close
 
-from learned_optim import LSTMRule, chunks
+from learned_optim import LSTMOptimizer, LSTMRule, chunks, compiling
 from learned_optim.features import FEATURES, ever_seen
 from tests.laws.test_flat_memory import peak
 
@@ -133,3 +134,47 @@ def test_nothing_grows_with_the_model_but_the_updates(monkeypatch):
 
     few, many = step(1024), step(65536)
     assert many - few < 2 * 4 * 65536  # the updates and their like, of 320 bytes that the state takes
+
+
+@pytest.fixture
+def _fresh_compiler():
+    compiling.compiled_step.cache_clear()
+    yield
+    compiling.compiled_step.cache_clear()
+
+
+def trained(*, compile, steps=3):
+    rule, params, _ = setting(("log_sign", "moments", "step_count"), shortcut=True)
+    optimizer = LSTMOptimizer([torch.nn.Parameter(p) for p in params.values()], rule=rule, compile=compile)
+    assert rule.compiled == compile
+    for _ in range(steps):
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_chunks_are_the_others(monkeypatch):
+    taken = []
+    whole = compiling.compiled_step()
+    monkeypatch.setattr(chunks, "compiled_step", lambda: lambda *args: taken.append(1) or whole(*args))
+    compiled, eager = trained(compile=True), trained(compile=False)
+    coordinates = sum(math.prod(shape) for shape in SHAPES.values())
+    assert len(taken) == 3 * (coordinates // chunks.CHUNK)
+    assert not compiled.skipped_steps
+    assert_close(compiled.param_groups[0]["params"], eager.param_groups[0]["params"])
+    assert_close([*compiled.state.values()], [*eager.state.values()])
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_without_a_compiler_steps_go_on_with_one_sentence(monkeypatch):
+    def missing(*args):
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: missing)
+    with pytest.warns(UserWarning, match="compile=True goes on without a compiler") as told:
+        compiled = trained(compile=True)
+    assert len(told) == 1
+    eager = trained(compile=False)
+    assert_close([*compiled.state.values()], [*eager.state.values()], rtol=0, atol=0)
