@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from learned_optim.eager import may_look
 from learned_optim.together import as_one, small_together
 from learned_optim.types import Tensors
 
@@ -109,13 +110,25 @@ def marked_means(values: Tensors, marks: Tensors, params: Tensors) -> tuple[Tens
         The means, shape (F,), and whether any coordinate is marked, 0-dimensional.
     """
     both = {}
+    everywhere = all_marked(marks.values())
     for name, value in values.items():
         mark = marks[name].unsqueeze(-1)
-        both[name] = torch.cat((torch.where(mark, value, 0.0), mark.to(value.dtype)), dim=-1)  # (..., F + 1)
+        counted = value if everywhere else torch.where(mark, value, 0.0)
+        both[name] = torch.cat((counted, mark.to(value.dtype)), dim=-1)  # (..., F + 1)
     whole = tensor_means(both, params)
     shares = {name: mean[-1] for name, mean in whole.items()}
     means = {name: mean[:-1] / torch.where(shares[name] > 0, shares[name], 1.0) for name, mean in whole.items()}
     return means, {name: share > 0 for name, share in shares.items()}
+
+
+def all_marked(marks: Iterable[Tensor]) -> bool:
+    """Whether a look tells that all coordinates are marked; False where none is allowed.
+
+    Args:
+        marks: Bool tensors.
+    """
+    tensors = [*marks]
+    return may_look(tensors) and all(bool(mark.all()) for mark in tensors)
 
 
 def network_mean(values: Tensors, marks: Tensors) -> Tensor:

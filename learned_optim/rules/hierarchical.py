@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from learned_optim.cells import gru_cell
-from learned_optim.eager import may_look
 from learned_optim.features import averages_at_scales, begun, corrected_moments, ever_seen, over_root, relative_log
 from learned_optim.horizon import checked_horizon, within
 from learned_optim.invariance import alignment, invariant, products
-from learned_optim.reduction import marked_means, network_mean, numbered, totals
+from learned_optim.reduction import all_marked, marked_means, network_mean, numbered, totals
 from learned_optim.rule import Rule, Scope, apply_updates
 from learned_optim.seeds import scattered
 from learned_optim.types import RuleState, Scalar, Tensors
@@ -255,7 +254,7 @@ class HierarchicalRNNRule(Rule):
         olds = {name: _counted_on(state.per_param[name]) for name in grads}
         counted = {name: self._counted(grad, olds[name]["hidden"]) for name, grad in grads.items()}
         # Where a look tells that all move, nothing has to be kept as it was.
-        everywhere = may_look(counted.values()) and all(bool(mark.all()) for mark in counted.values())
+        everywhere = all_marked(counted.values())
         network = state.shared.get("network")
 
         news: dict[str, Tensors] = {}
@@ -268,11 +267,11 @@ class HierarchicalRNNRule(Rule):
             hidden = self._cell(0, inputs, olds[name]["hidden"], {1: olds[name].get("tensor"), 2: network})
             news[name]["hidden"] = hidden  # (..., H)
             directions[name] = self._directions(hidden, scaled)  # (..., 1), with attention (..., 2)
-            told[name] = torch.cat((hidden, inputs, directions[name].square()), dim=-1)
+            parts = [hidden, inputs, directions[name].square()]
             if self.invariant_steps is not None:
                 lasting[name], news[name]["long_squares"] = self._lasting(news[name]["means"], olds[name])
-                seen = products(grad, params[name].to(grad.dtype))
-                told[name] = torch.cat((told[name], lasting[name].square(), seen), dim=-1)
+                parts += [lasting[name].square(), products(grad, params[name].to(grad.dtype))]
+            told[name] = torch.cat(parts, dim=-1)
 
         means, anyone = marked_means(told, counted, params)
         own, rows = self.sizes[0] + self.inputs, 1 + self.attention

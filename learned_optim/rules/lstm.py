@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from learned_optim.cells import lstm_cell
 from learned_optim.chunks import step_in_chunks, steps_in_chunks
-from learned_optim.eager import may_look
 from learned_optim.features import FEATURES, StepCount, ever_seen, over_root
 from learned_optim.fused import cells_, fusible
 from learned_optim.horizon import checked_horizon, within
-from learned_optim.reduction import all_finite, tensor_means
+from learned_optim.reduction import all_finite, all_marked, tensor_means
 from learned_optim.rule import Rule, Scope, overwrite
 from learned_optim.types import RuleState, Scalar, Tensors
 
@@ -235,7 +234,7 @@ class LSTMRule(Rule):
         features, remembered = self._inputs(grad, state)
         x, new = features, state | remembered
 
-        seen = None if self.move_unseen or _all_seen(grad) else ever_seen(grad, state["cell_0"])
+        seen = None if self.move_unseen or all_marked([grad != 0]) else ever_seen(grad, state["cell_0"])
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             hidden, cell = (state[f"{what}_{i}"].to(weight.dtype) for what in ("hidden", "cell"))
             x, cell = lstm_cell(x, hidden, cell, weight, bias)  # (..., H)
@@ -287,8 +286,3 @@ class LSTMRule(Rule):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.config().items())
-
-
-def _all_seen(grad: Tensor) -> bool:
-    """Whether a look tells that every coordinate has a gradient now, so that none has to be held back."""
-    return may_look((grad,)) and bool((grad != 0).all())
