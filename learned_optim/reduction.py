@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -98,23 +98,23 @@ def tensor_means(values: Tensors, params: Tensors) -> Tensors:
     }
 
 
-def marked_means(values: Tensors, marks: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
+def marked_means(values: Mapping[str, Sequence[Tensor]], marks: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
     """Means over the marked coordinates of each parameter, likewise whole; 0 where none is marked.
 
     Args:
-        values: By parameter name, shape ``param.shape + (F,)``.
+        values: By parameter name tensors of shapes ``param.shape + (...,)``, F numbers of a coordinate together.
         marks: Bool tensors of the parameters' shapes.
         params: The parameters by name.
 
     Returns:
-        The means, shape (F,), and whether any coordinate is marked, 0-dimensional.
+        The means, shape (F,), of one tensor's after the other's, and whether any coordinate is marked, 0-dimensional.
     """
     both = {}
     everywhere = all_marked(marks.values())
-    for name, value in values.items():
+    for name, parts in values.items():
         mark = marks[name].unsqueeze(-1)
-        counted = value if everywhere else torch.where(mark, value, 0.0)
-        both[name] = torch.cat((counted, mark.to(value.dtype)), dim=-1)  # (..., F + 1)
+        counted = parts if everywhere else [torch.where(mark, part, 0.0) for part in parts]
+        both[name] = torch.cat((*counted, mark.to(parts[0].dtype)), dim=-1)  # (..., F + 1)
     whole = tensor_means(both, params)
     shares = {name: mean[-1] for name, mean in whole.items()}
     means = {name: mean[:-1] / torch.where(shares[name] > 0, shares[name], 1.0) for name, mean in whole.items()}

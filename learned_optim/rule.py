@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from learned_optim.eager import may_look
 from learned_optim.reduction import all_finite
 from learned_optim.types import RuleState, Scalar, Tensors, Update
 
@@ -129,9 +130,13 @@ class Rule(nn.Module, ABC):
 
 def overwrite(old: Tensors, new: Tensors, *, where: Tensor) -> None:
     """Writes new values into the tensors of ``old`` in place, or leaves them as they are where not ``where``."""
+    copied = may_look([where]) and bool(where)
     for key, value in new.items():
         if value is not old[key]:
-            torch.where(where, value, old[key], out=old[key])
+            if copied:
+                old[key].copy_(value)
+            else:
+                torch.where(where, value, old[key], out=old[key])
 
 
 def bind(rule: Rule, phi: Tensors) -> Update:

@@ -260,18 +260,17 @@ class HierarchicalRNNRule(Rule):
         news: dict[str, Tensors] = {}
         directions: Tensors = {}
         lasting: Tensors = {}
-        told: Tensors = {}
+        told: dict[str, list[Tensor]] = {}
         relative = self._relative_rates(olds, counted)
         for name, grad in grads.items():
             inputs, scaled, news[name] = self._inputs(grad, olds[name], relative.get(name))
             hidden = self._cell(0, inputs, olds[name]["hidden"], {1: olds[name].get("tensor"), 2: network})
             news[name]["hidden"] = hidden  # (..., H)
             directions[name] = self._directions(hidden, scaled)  # (..., 1), with attention (..., 2)
-            parts = [hidden, inputs, directions[name].square()]
+            told[name] = [hidden, inputs, directions[name].square()]
             if self.invariant_steps is not None:
                 lasting[name], news[name]["long_squares"] = self._lasting(news[name]["means"], olds[name])
-                parts += [lasting[name].square(), products(grad, params[name].to(grad.dtype))]
-            told[name] = torch.cat(parts, dim=-1)
+                told[name] += [lasting[name].square(), products(grad, params[name].to(grad.dtype))]
 
         means, anyone = marked_means(told, counted, params)
         own, rows = self.sizes[0] + self.inputs, 1 + self.attention
