@@ -6,8 +6,12 @@ https://arxiv.org/abs/1706.05350.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+
+from learned_optim.eager import may_look
 
 ORTHOGONAL = 1e-4
 """Below which a squared cosine times the number of coordinates, on average 1 by chance, counts as 0."""
@@ -52,3 +56,13 @@ def invariant(means: Tensor, aligned: Tensor, step: Tensor) -> Tensor:
         step: t, from 1.
     """
     return (aligned < ORTHOGONAL) & (step >= FIRST) & (means[1] > 0)
+
+
+def ruled_out(before: Iterable[Tensor]) -> bool:
+    """Whether a look tells that at the next step no tensor can be `invariant`; False where none is allowed.
+
+    Args:
+        before: The `alignment` of each tensor.
+    """
+    aligned = [*before]
+    return may_look(aligned) and not any(bool(REMEMBERED * each < ORTHOGONAL) for each in aligned)

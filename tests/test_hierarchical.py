@@ -18,6 +18,7 @@ from learned_optim import (
     LSTMRule,
     RuleOptimizer,
     RuleState,
+    apply_updates,
     load_checkpoint,
     read_guard,
     save_checkpoint,
@@ -25,6 +26,7 @@ from learned_optim import (
 )
 from learned_optim.cells import gru_cell
 from learned_optim.instances import Instances
+from learned_optim.invariance import ruled_out
 from learned_optim.problems import Quadratics
 from learned_optim.rules.hierarchical import PARTS
 from learned_optim.seeds import scattered
@@ -220,6 +222,26 @@ def test_steps_of_weights_before_a_normalisation_are_relative_to_them(norm):
         params = after
     assert found[1]["weight"].norm() > 1.2 * told  # what would come of it
     assert params["weight"].norm() < 1.03 * told
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("norm", [True, False])
+def test_what_a_look_at_numbers_tells_changes_nothing(norm, zeros):
+    loss, params = normalised_network(norm)
+    rule = small_rule(invariant_steps=(1e-3, 15), invariant_horizon=5)
+    looking = recorded = rule.init_state(params)
+    for _ in range(9):
+        grads = torch.func.grad(loss)(params)
+        if zeros:
+            grads["bias"] = torch.zeros_like(grads["bias"])
+        with torch.no_grad():
+            updates, looking = rule(grads, looking, params)
+        others, recorded = rule(grads, recorded, params)  # while gradients are recorded there is no look
+        assert_close(updates, others, rtol=0, atol=0)
+        assert_close(tuple(looking), tuple(recorded), rtol=0, atol=0)
+        params = apply_updates(params, updates)
+    with torch.no_grad():
+        assert ruled_out(own["alignment"] for own in looking.per_param.values()) == (not norm and not zeros)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from learned_optim.cells import gru_cell
 from learned_optim.features import averages_at_scales, begun, corrected_moments, ever_seen, over_root, relative_log
 from learned_optim.horizon import checked_horizon, within
-from learned_optim.invariance import alignment, invariant, products
+from learned_optim.invariance import alignment, invariant, products, ruled_out
 from learned_optim.reduction import all_marked, marked_means, network_mean, numbered, totals
 from learned_optim.rule import Rule, Scope, apply_updates
 from learned_optim.seeds import scattered
@@ -261,6 +261,7 @@ class HierarchicalRNNRule(Rule):
         directions: Tensors = {}
         lasting: Tensors = {}
         told: dict[str, list[Tensor]] = {}
+        none = self.invariant_steps is not None and ruled_out(old["alignment"] for old in olds.values())
         relative = self._relative_rates(olds, counted)
         for name, grad in grads.items():
             inputs, scaled, news[name] = self._inputs(grad, olds[name], relative.get(name))
@@ -269,7 +270,7 @@ class HierarchicalRNNRule(Rule):
             directions[name] = self._directions(hidden, scaled)  # (..., 1), with attention (..., 2)
             told[name] = [hidden, inputs, directions[name].square()]
             if self.invariant_steps is not None:
-                lasting[name], news[name]["long_squares"] = self._lasting(news[name]["means"], olds[name])
+                lasting[name], news[name]["long_squares"] = self._lasting(news[name]["means"], olds[name], none=none)
                 told[name] += [lasting[name].square(), products(grad, params[name].to(grad.dtype))]
 
         means, anyone = marked_means(told, counted, params)
@@ -368,11 +369,13 @@ class HierarchicalRNNRule(Rule):
         out = nn.functional.linear(hidden, self.directions)
         return out if self.shortcuts is None else out + nn.functional.linear(scaled, self.shortcuts)
 
-    def _lasting(self, means: Tensor, old: Tensors) -> tuple[Tensor, Tensor]:
-        """z, like the directions, and the new long squares."""
+    def _lasting(self, means: Tensor, old: Tensors, *, none: bool) -> tuple[Tensor, Tensor]:
+        """z, like the directions, and the new long squares; zeros where none of the tensors is going to need z."""
         assert self.shortcuts is not None
         zero = torch.zeros_like(means)
         _, squares, _, unbiased = corrected_moments(means, zero, old["long_squares"], old["step"], betas=(0.0, LONG))
+        if none:
+            return means.new_zeros(*means.shape[:-1], self.shortcuts.shape[0]), squares
         scaled = torch.asinh(over_root(means, unbiased))
         return nn.functional.linear(scaled, self.shortcuts), squares
 
