@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 
-def checked_horizon(name: str, given: int | None) -> int | None:
+def checked_horizon(name: str, given: object) -> int | None:
     """The horizon of a rule of that class.
 
     Raises:
         ValueError: It is not a whole number >= 1.
     """
-    if given is not None and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
+    if given is None:
+        return None
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
         raise ValueError(f"{name}: horizon must be a whole number of steps >= 1, or None, got {given!r}")
     return given
 

@@ -179,7 +179,7 @@ class HierarchicalRNNRule(Rule):
     def _checked_steps(self, given: Sequence[float]) -> tuple[float, int]:
         pair = tuple(given) if isinstance(given, Sequence) else (given,)
         share, horizon = pair if len(pair) == 2 else (math.nan, None)
-        checked = checked_horizon("HierarchicalRNNRule, invariant_steps", horizon)  # type: ignore[arg-type]  # float or int
+        checked = checked_horizon("HierarchicalRNNRule, invariant_steps", horizon)
         if checked is None or not 0 < share < math.inf:
             raise ValueError(
                 "HierarchicalRNNRule: invariant_steps must be a pair of a finite number > 0, the size of a step "
