@@ -128,7 +128,7 @@ def ever_seen(grad: Tensor, memory: Tensor) -> Tensor:
 
 def begun(memory: Tensor) -> Tensor:
     """Where anything is remembered, shape (..., 1): where of (..., H) any is not zero."""
-    # A sum of magnitudes is zero where all are; ``any`` over the last dimension takes six times as long on CPU.
+    # A sum of magnitudes is zero where all are; ``any`` over the last dimension takes longer on CPU.
     return memory.detach().abs().sum(dim=-1, keepdim=True) != 0
 
 

@@ -67,9 +67,9 @@ class LSTMOptimizer(RuleOptimizer):
             none for a rule of your own.
         state_dtype: See `LSTMRule`; for the rule of a checkpoint.
         compile: Takes steps on CPU by one compiled function, 4,096 coordinates at a time, and what is left over as
-            without. The first step then takes some ten seconds; the others are the same within rounding. Without a C++
-            compiler it goes on as without, with a warning. Not with ``torch.compile(optimizer.step)``, which makes one
-            function of the whole step instead.
+            without. The first step then takes some fifteen seconds; the others are the same within rounding. Without a
+            C++ compiler it goes on as without, with a warning. Not with ``torch.compile(optimizer.step)``, which makes
+            one function of the whole step instead.
 
     Raises:
         ValueError: Both a checkpoint and a rule, ``state_dtype`` for a rule that is given, or see `RuleOptimizer`.
