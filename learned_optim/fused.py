@@ -16,6 +16,12 @@ from learned_optim.types import Tensors
 LAYERS, UNITS = 2, 64
 """Up to so many layers of so many units."""
 
+MOST = 2**31 - 1024
+"""Coordinates of a tensor, which are counted in 32 bits."""
+
+BLOCK, WARPS, PROGRAMS = 64, 4, 4
+"""Coordinates at a time, warps of a program, and programs for each multiprocessor."""
+
 ON_GPU = False
 """Whether it is used there. So far Triton's interpreter alone has run it; tests switch it on where there is a GPU."""
 
@@ -46,17 +52,21 @@ def fusible(rule: Any, grads: Tensors, per_param: dict[str, Tensors]) -> bool:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return (
         all(type(grad) is Tensor and ((ON_GPU and grad.is_cuda) or interpreted) for grad in grads.values())
+        and all(grad.numel() < MOST for grad in grads.values())
         and all(tensor.is_contiguous() for name in grads for tensor in per_param[name].values())
         and _kernel() is not None
     )
 
 
-def cells_(rule: Any, features: Tensor, grad: Tensor, state: Tensors, where: Tensor) -> Tensor:
+def cells_(rule: Any, features: Tensor | None, grad: Tensor, state: Tensors, where: Tensor) -> Tensor:
     """What follows the features in `LSTMRule`: layers, head, shortcut and bound. Tested equal to it.
+
+    On a GPU matrix products and gates are as exact as ``torch.set_float32_matmul_precision`` asks: ``"highest"``, as it
+    comes, within rounding of float32; otherwise by TensorFloat-32 and with approximate tanh.
 
     Args:
         rule: The rule.
-        features: Its inputs, shape ``grad.shape + (F,)``.
+        features: Its inputs, shape ``grad.shape + (F,)``; None for `log_and_sign`, which the kernel computes itself.
         grad: The gradient.
         state: Of the parameter; hidden and cell values are written in place.
         where: Whether they are, a 0-dimensional bool tensor on the device. They are not where an output of the same
@@ -66,17 +76,18 @@ def cells_(rule: Any, features: Tensor, grad: Tensor, state: Tensors, where: Ten
         The output before it is scaled, of the shape of ``grad``.
     """
     number, size = grad.numel(), rule.hidden_size
-    out = torch.empty(grad.shape, dtype=features.dtype, device=grad.device)
+    out = torch.empty(grad.shape, dtype=torch.float32, device=grad.device)
     if not number:
         return out
     layers = rule.num_layers
     first, last = 0, layers - 1  # of a single layer the second one's tensors are never looked at
     kept = [state[f"{what}_{i}"] for i in (first, last) for what in ("hidden", "cell")]
     weights: Sequence[Tensor] = [tensor for i in (first, last) for tensor in (rule.weights[i], rule.biases[i])]
-    shortcut = rule.head.bias if rule.shortcut is None else rule.shortcut
-    block = 64
-    _kernel()[((number + block - 1) // block,)](
-        features.contiguous(),
+    blocks = (number + BLOCK - 1) // BLOCK
+    exact = not grad.is_cuda or torch.get_float32_matmul_precision() == "highest"
+    inputs = rule.weights[0].shape[1] - size
+    _kernel()[(min(blocks, _programs(grad.device)),)](
+        grad if features is None else features.contiguous(),
         grad.contiguous(),
         out,
         where,
@@ -84,19 +95,31 @@ def cells_(rule: Any, features: Tensor, grad: Tensor, state: Tensors, where: Ten
         *weights,
         rule.head.weight,
         rule.head.bias,
-        shortcut,
+        rule.head.bias if rule.shortcut is None else rule.shortcut,
         number,
-        features.shape[-1],
-        size,
-        INPUTS=_power(features.shape[-1]),
+        INPUTS=inputs,
+        SIZE=size,
+        COLUMNS=_power(inputs),
         UNITS=_power(size),
         LAYERS=layers,
+        LOG_SIGN=features is None,
         SHORTCUT=rule.shortcut is not None,
         BOUNDED=rule.bounded,
         MOVE_UNSEEN=rule.move_unseen,
-        BLOCK=block,
+        PRECISION="tf32x3" if exact else "tf32",
+        FAST=not exact,
+        BLOCK=BLOCK,
+        num_warps=WARPS,
     )
     return out
+
+
+@functools.cache
+def _programs(device: torch.device) -> int:
+    """How many run at once: each goes through many blocks of coordinates with the weights that it has loaded."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count * PROGRAMS
 
 
 def _power(size: int) -> int:

@@ -52,6 +52,7 @@ class Instances:
     ) -> None:
         self.family, self.purpose, self.numbers = family, tuple(purpose), list(numbers)
         self.device = device
+        family.to(device)
         # A number may come several times.
         self._problems = {i: family.sample(seeded(*self.purpose, i)) for i in self.numbers}
         self._last: tuple[list[Any], Minibatch] | None = None

@@ -88,7 +88,7 @@ class Episodes:
 
 def _rotated(x: Tensor, turns: Tensor) -> Tensor:
     """x of shape (T, N, K, ..., S, S), each class turned so many times by 90 degrees."""
+    turns = turns.reshape(*turns.shape, *[1] * (x.dim() - 2))
     for turn in range(1, 4):
-        chosen = turns == turn
-        x[chosen] = x[chosen].rot90(turn, dims=(-2, -1))
+        x = torch.where(turns == turn, x.rot90(turn, dims=(-2, -1)), x)
     return x

@@ -42,6 +42,13 @@ class ProblemFamily(ABC):
         """The loss on data that no batch holds, where the family has such data."""
         return None
 
+    def to(self, device: torch.device | str) -> None:
+        """Moves what data the family holds, so that batches need no copying from one device to another.
+
+        Problems stay the same, and are drawn on the CPU; whoever runs them moves parameters and batches.
+        """
+        return  # a family may hold none
+
 
 class Families(tuple[ProblemFamily, ...]):
     """Several families, as what a function makes that configuration files name."""

@@ -126,6 +126,11 @@ class NetworkProblems(ProblemFamily):
             out: Tensor = self.loss_of(functional_call(self._skeleton, {**constants, **params}, (x,)), y)
         return out
 
+    def to(self, device: torch.device | str) -> None:
+        if not callable(self.data):
+            self.data = _moved(self.data, device)
+        self.held_out = None if self.held_out is None else _moved(self.held_out, device)
+
     def test_loss(self, params: Tensors) -> Tensor | None:
         return None if self.held_out is None else self.loss(params, self.prepared(*self.held_out))
 
@@ -149,7 +154,8 @@ class NetworkProblems(ProblemFamily):
         before = {name: value.clone() for name, value in self._constants.items()}
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             state = torch.get_rng_state()
-            loss = self.loss(problem.params, problem.batch(torch.Generator()))
+            params = {name: p.to(data[0].device) for name, p in problem.params.items()}
+            loss = self.loss(params, problem.batch(torch.Generator()))
             drawn = not torch.equal(state, torch.get_rng_state())
         if drawn:
             raise ValueError(
@@ -179,6 +185,10 @@ def _inside_grad(tensor: Tensor) -> Tensor:
     while torch._C._functorch.is_gradtrackingtensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
+
+
+def _moved(pair: Pair, device: torch.device | str) -> Pair:
+    return pair[0].to(device), pair[1].to(device)
 
 
 def _kind(value: object) -> str:

@@ -30,6 +30,9 @@ class _Wrapper(ProblemFamily):
             raise TypeError(f"{type(self).__name__}: family must be a ProblemFamily, got a {type(family).__name__}")
         self.family = family
 
+    def to(self, device: torch.device | str) -> None:
+        self.family.to(device)
+
 
 class Rescaled(_Wrapper):
     """f'(theta) = f(c o theta) from theta_0 / c: the same start and the same function in other units.

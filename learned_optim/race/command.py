@@ -48,6 +48,7 @@ def main(args: Sequence[str]) -> None:
                 tuning_seeds=options.tuning_seeds,
                 window=options.window,
                 jobs=options.jobs,
+                device=options.device,
                 progress=progress,
                 command=shlex.join(["learned-optim", "race", *args]),
             )
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes to train in (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each process (%(default)s)")
+    parser.add_argument("--device", metavar="NAME", help="where to train, such as cuda (where the problem is)")
     parser.add_argument(
         "--out", type=Path, default=Path("race"), metavar="FOLDER", help="gets race.json and race.png (%(default)s)"
     )

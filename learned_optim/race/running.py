@@ -42,6 +42,7 @@ def race(
     tunings: Mapping[str, Tuning] | None = None,
     window: int | None = None,
     jobs: int = 1,
+    device: str | None = None,
     progress: Progress | None = None,
     name: str | None = None,
     command: str = "",
@@ -61,6 +62,7 @@ def race(
         window: Final losses are means over so many last steps, in tuning and in the report; by default a tenth.
         jobs: Processes to train in. With more than one, what is not given by name must be picklable, and a script
             needs ``if __name__ == "__main__"``.
+        device: Where problems are trained, such as ``"cuda"``; by default where they are.
         progress: Told of each finished run.
         name: Of the problem, for reports.
         command: What was run, for reports.
@@ -83,7 +85,8 @@ def race(
         raise RaceError(f"window must be at most steps, {steps}, got {window}")
     entrants = _entrants(optimizers)
     family = problem_family(problem) if isinstance(problem, str) else problem
-    device, has_test = _tried(family, entrants, test[0])
+    where, has_test = _tried(family, entrants, test[0])
+    where = where if device is None else torch.device(device)
 
     count = _Count(progress, planned=len(entrants) * len(test))
     known, tunings = dict(tunings or {}), {}
@@ -97,10 +100,10 @@ def race(
                     tunings[one.name] = known[one.name]
                 else:
                     trials = count.planning(run, f"tuning {one.name}")
-                    tunings[one.name] = search(one, trials, steps=steps, seeds=validation, window=window)
+                    tunings[one.name] = search(one, trials, steps=steps, seeds=validation, window=window, device=device)
                 settings[one.name] = tunings[one.name].best.setting
         for one in entrants:
-            todo = [Job(one.make, settings[one.name], steps, seed) for seed in test]
+            todo = [Job(one.make, settings[one.name], steps, seed, device=device) for seed in test]
             runs[one.name] = stacked(count.counting(run(todo), f"running {one.name}"))
 
     finals = {one.name: final_losses(runs[one.name].losses, window) for one in entrants if one.hand_designed}
@@ -137,7 +140,7 @@ def race(
         window=window,
         smooth=smooth,
         marks=marks,
-        machine=_machine(device, jobs),
+        machine=_machine(where, jobs),
         initial=_rounded(initial),
         best=best,
         entries=tuple(entries),

@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from learned_optim.problems import ProblemFamily
 from learned_optim.seeds import seeded
@@ -44,6 +45,7 @@ class Job(NamedTuple):
         steps: Steps to take.
         seed: See `train`.
         role: See `train`.
+        device: See `train`.
     """
 
     make: MakeOptimizer
@@ -51,14 +53,23 @@ class Job(NamedTuple):
     steps: int
     seed: int
     role: str = "test"
+    device: str | None = None
 
     def run(self, family: ProblemFamily) -> Run:
         """Does it."""
         make = partial(self.make, **self.setting)
-        return train(family, make, steps=self.steps, seed=self.seed, role=self.role)
+        return train(family, make, steps=self.steps, seed=self.seed, role=self.role, device=self.device)
 
 
-def train(family: ProblemFamily, make: MakeOptimizer, *, steps: int, seed: int, role: str = "test") -> Run:
+def train(
+    family: ProblemFamily,
+    make: MakeOptimizer,
+    *,
+    steps: int,
+    seed: int,
+    role: str = "test",
+    device: str | None = None,
+) -> Run:
     """Trains one problem in a plain PyTorch loop.
 
     Args:
@@ -68,17 +79,20 @@ def train(family: ProblemFamily, make: MakeOptimizer, *, steps: int, seed: int, 
         seed: Of the problem and its batches: with ``role`` it names the same problem for every optimizer. What draws
             from torch's global generator, such as dropout, is seeded too.
         role: ``"test"`` or ``"val"``; neither meets the problems of `LearnedOptimizerModule`.
+        device: Where it is trained; by default where the problem is. It is the same one on each.
     """
+    if device is not None:
+        family.to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded("race", role, seed, "rest").initial_seed())
         problem = family.sample(seeded("race", role, seed))
-        params = {name: p.clone().requires_grad_() for name, p in problem.params.items()}
+        params = {name: p.clone().requires_grad_() for name, p in _on(device, problem.params).items()}
         optimizer = make(list(params.items()))
         batches = seeded("race", role, seed, "batches")
         losses = torch.empty(steps, device=next(iter(params.values())).device)
         start = time.perf_counter()
         for step in range(steps):
-            loss = family.loss(params, problem.batch(batches))
+            loss = family.loss(params, _on(device, problem.batch(batches)))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch has not typed it
             optimizer.step()
@@ -92,6 +106,10 @@ def train(family: ProblemFamily, make: MakeOptimizer, *, steps: int, seed: int, 
             test_loss = family.test_loss(params)
     held_out = torch.tensor(math.nan) if test_loss is None else test_loss.cpu()
     return Run(losses, held_out, torch.tensor(seconds, dtype=torch.float64))
+
+
+def _on(device: str | None, tree: Any) -> Any:
+    return tree if device is None else tree_map(lambda leaf: leaf.to(device), tree)
 
 
 def stacked(runs: Iterable[Run]) -> Run:

@@ -56,7 +56,14 @@ class Tuning:
 
 
 def tune(
-    entrant: Entrant, run: RunJobs, *, steps: int, seeds: Sequence[int], window: int, rounds: int = ROUNDS
+    entrant: Entrant,
+    run: RunJobs,
+    *,
+    steps: int,
+    seeds: Sequence[int],
+    window: int,
+    rounds: int = ROUNDS,
+    device: str | None = None,
 ) -> Tuning:
     """Finds the setting with the lowest mean final loss on validation problems.
 
@@ -73,6 +80,7 @@ def tune(
         seeds: Validation seeds.
         window: The last steps whose mean loss counts. A setting with a loss among them that is not finite loses.
         rounds: How often to move on from the best at most.
+        device: See `train`.
     """
     ladders = list(entrant.ladders.values())
     scores: dict[_Point, float] = {}
@@ -82,7 +90,9 @@ def tune(
         new = [point for point in wanted if point not in scores]
         if not new:
             break
-        jobs = [Job(entrant.make, _setting(entrant, point), steps, seed, "val") for point in new for seed in seeds]
+        jobs = [
+            Job(entrant.make, _setting(entrant, point), steps, seed, "val", device) for point in new for seed in seeds
+        ]
         runs = list(run(jobs))
         seconds += steps * sum(float(one.seconds) for one in runs)
         for i, point in enumerate(new):

@@ -206,16 +206,24 @@ class LSTMRule(Rule):
 
     def _fused(self, grads: Tensors, state: RuleState, finite: Tensor | None) -> tuple[Tensors, Tensor]:
         """`step_` by `cells_`. Where the state is not finite, what there is of it goes on by blocks of coordinates."""
-        inputs, remembered = {}, {}
-        for name, grad in grads.items():
-            inputs[name], remembered[name] = self._inputs(grad.to(self.head.weight.dtype), state.per_param[name])
-        finite = all_finite(inputs) & (all_finite(grads) if finite is None else finite)
-        updates = {}
-        for name, grad in grads.items():
-            out = cells_(self, inputs[name], grad, state.per_param[name], finite)
-            updates[name] = self._scale(remembered[name], out) * out
+        finite = all_finite(grads) if finite is None else finite
+        inputs: Tensors = {}
+        remembered: dict[str, Tensors] = {name: {} for name in grads}
+        if self.features != ("log_sign",) or self.horizon is not None:
+            for name, grad in grads.items():
+                given = grad.to(self.head.weight.dtype)
+                inputs[name], remembered[name] = self._inputs(given, state.per_param[name])
+            finite = finite & all_finite(inputs)
+        outs = {
+            name: cells_(self, inputs.get(name), grad, state.per_param[name], finite) for name, grad in grads.items()
+        }
+        if self.horizon is None:
+            torch._foreach_mul_([*outs.values()], self.output_scale)
+        else:
+            outs = {name: self._scale(remembered[name], out) * out for name, out in outs.items()}
+        for name in grads:
             overwrite(state.per_param[name], remembered[name], where=finite)
-        return updates, finite & all_finite(updates)
+        return outs, finite & all_finite(outs)
 
     def _inputs(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         """All features, shape (..., F), and what they remember."""

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; by default all")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; by default all of the device"
+    )
     parser.add_argument("--quick", action="store_true", help="everything tiny, to see that it runs")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="by default one for each core")
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.names:
             measure(name, setup, options.out, same=same, threads=options.threads)
     else:
-        for name in options.names or BENCHMARKS:
+        for name in options.names or [name for name, one in BENCHMARKS.items() if one.device == options.device]:
             # What was compiled before does not count.
             with tempfile.TemporaryDirectory() as cache:
                 environment = {**KEEPING, "TORCHINDUCTOR_CACHE_DIR": cache}

@@ -127,6 +127,7 @@ class Benchmark(NamedTuple):
         bars: Of the measured groups, see `measured`.
         facts: Numbers beside the times and peaks, by text.
         fact_bars: What is claimed of these.
+        device: Where it is measured by default.
     """
 
     about: str
@@ -134,6 +135,7 @@ class Benchmark(NamedTuple):
     bars: Callable[[Mapping[str, Any]], list[Bar]] = lambda groups: []
     facts: Callable[[Setup], dict[str, float]] = lambda setup: {}
     fact_bars: Callable[[Mapping[str, float]], list[Bar]] = lambda facts: []
+    device: str = "cpu"
 
 
 def measured(group: Group, setup: Setup, *, peak: Callable[[Contender], float | None]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from meta_init import Episodes, MetaLearner, Sinusoids, few_shot_conv, sine_mlp,
 from meta_init.tasks import TaskSource
 from tests.benchmarks.measuring import Bar, Benchmark, Contender, Group, Setup, Timed, over, quartiles
 
-CONFIG = Path(__file__).parents[2] / "docs" / "configs" / "few-shot" / "omniglot-5w1s-meta-sgd.yaml"
+CONFIGS = Path(__file__).parents[2] / "docs" / "configs" / "few-shot"
 COMPARED = 2
 """Iterations whose losses are compared: before an update and after it. In float64 whole trainings agree to rounding; in
 float32 Adam's first steps, of full length whatever the size of a gradient, soon lead networks with norms elsewhere."""
@@ -50,9 +50,9 @@ def sine() -> Training:
     return Training(sine_mlp, Sinusoids("meta_sgd", shots=10), (0.005, 0.1), 1e-3, 4, 60_000)
 
 
-def omniglot() -> Training:
-    """As in its configuration, with random images in place of the characters: as many of them, turned as they are."""
-    text = CONFIG.read_text()
+def omniglot(name: str = "omniglot-5w1s-meta-sgd") -> Training:
+    """As in a configuration, with random images in place of the characters: as many of them, turned as they are."""
+    text = (CONFIGS / f"{name}.yaml").read_text()
     numbers = {name: float(value) for name, value in re.findall(r"^\s*(\w+): ([\d.]+)$", text, flags=re.MULTILINE)}
     pictures = torch.randint(256, (1100 * 20, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     characters = tensor_classes("random", pictures, torch.arange(1100).repeat_interleave(20))
@@ -69,10 +69,13 @@ def learner(training: Training, **options: Any) -> Any:
     from lightning_modules import MAMLModule
 
     torch.manual_seed(0)
-    return MAMLModule(training.model(), algorithm="meta_sgd", lr=training.lr, outer_lr=training.outer_lr, **options)
+    options = {"algorithm": "meta_sgd"} | options
+    return MAMLModule(training.model(), lr=training.lr, outer_lr=training.outer_lr, **options)
 
 
-def with_lightning(make: Callable[[], Training], iterations: int, **options: Any) -> Callable[[], Timed]:
+def with_lightning(
+    make: Callable[[], Training], iterations: int, *, accelerator: str = "cpu", workers: int = 0, **options: Any
+) -> Callable[[], Timed]:
     """Iterations after the first of a fit, with its loader, its log and everything."""
     import pytorch_lightning as pl
     from pytorch_lightning.loggers import CSVLogger
@@ -87,18 +90,22 @@ def with_lightning(make: Callable[[], Training], iterations: int, **options: Any
             self.times: list[float] = []
             self.losses: list[float] = []
 
-        def on_train_batch_end(self, _trainer: Any, _module: Any, outputs: Any, *_: Any) -> None:
+        def on_train_batch_end(self, trainer: Any, _module: Any, outputs: Any, *_: Any) -> None:
+            if accelerator == "gpu" and trainer.global_step in (1, iterations):
+                torch.cuda.synchronize()
             self.times.append(time.perf_counter())
             if len(self.losses) < COMPARED:
                 self.losses.append(float(outputs["loss"]))
 
     def call() -> Timed:
         clock = Clock()
-        data = TaskDataModule(training.tasks, meta_batch_size=training.batch, steps_per_epoch=iterations)
+        sizes = {"meta_batch_size": training.batch, "steps_per_epoch": iterations}
+        data = TaskDataModule(training.tasks, **sizes, workers=workers)
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about this short fit without validation
             trainer = pl.Trainer(
-                accelerator="cpu",
+                accelerator=accelerator,
+                devices=1,
                 callbacks=[clock],
                 max_steps=iterations,
                 logger=CSVLogger(folder),
