@@ -6,21 +6,38 @@ import functools
 import importlib.util
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from learned_optim.types import Tensors
 
-LAYERS, UNITS = 2, 64
-"""Up to so many layers of so many units."""
+LAYERS, ROOM = 2, 64
+"""Up to so many layers, and so many hidden values, inputs and a one side by side."""
 
 MOST = 2**31 - 1024
 """Coordinates of a tensor, which are counted in 32 bits."""
 
-BLOCK, WARPS, PROGRAMS = 64, 4, 4
-"""Coordinates at a time, warps of a program, and programs for each multiprocessor."""
+
+class Shape(NamedTuple):
+    """How the kernel is laid out.
+
+    Attributes:
+        block: Coordinates at a time.
+        warps: Of a program.
+        stages: Of the loop over blocks.
+        programs: For each multiprocessor; each takes many blocks with the weights that it has loaded.
+    """
+
+    block: int
+    warps: int
+    stages: int
+    programs: int
+
+
+SHAPES = {"tf32x3": Shape(64, 4, 1, 2), "tf32": Shape(64, 4, 1, 2)}
+"""By the precision of the products, the fastest that were measured on an H200."""
 
 ON_GPU = False
 """Whether it is used there. So far Triton's interpreter alone has run it; tests switch it on where there is a GPU."""
@@ -47,7 +64,7 @@ def fusible(rule: Any, grads: Tensors, per_param: dict[str, Tensors]) -> bool:
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or rule.scope != "coordinate":
         return False
-    if rule.num_layers > LAYERS or rule.hidden_size > UNITS or rule.head.weight.dtype != torch.float32:
+    if rule.num_layers > LAYERS or _room(rule) > ROOM or rule.head.weight.dtype != torch.float32:
         return False
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return (
@@ -83,10 +100,11 @@ def cells_(rule: Any, features: Tensor | None, grad: Tensor, state: Tensors, whe
     first, last = 0, layers - 1  # of a single layer the second one's tensors are never looked at
     kept = [state[f"{what}_{i}"] for i in (first, last) for what in ("hidden", "cell")]
     weights: Sequence[Tensor] = [tensor for i in (first, last) for tensor in (rule.weights[i], rule.biases[i])]
-    blocks = (number + BLOCK - 1) // BLOCK
     exact = not grad.is_cuda or torch.get_float32_matmul_precision() == "highest"
-    inputs = rule.weights[0].shape[1] - size
-    _kernel()[(min(blocks, _programs(grad.device)),)](
+    precision = "tf32x3" if exact else "tf32"
+    shape = SHAPES[precision]
+    blocks = (number + shape.block - 1) // shape.block
+    _kernel()[(min(blocks, shape.programs * _multiprocessors(grad.device)),)](
         grad if features is None else features.contiguous(),
         grad.contiguous(),
         out,
@@ -97,31 +115,29 @@ def cells_(rule: Any, features: Tensor | None, grad: Tensor, state: Tensors, whe
         rule.head.bias,
         rule.head.bias if rule.shortcut is None else rule.shortcut,
         number,
-        INPUTS=inputs,
+        INPUTS=rule.weights[0].shape[1] - size,
         SIZE=size,
-        COLUMNS=_power(inputs),
-        UNITS=_power(size),
+        UNITS=_room(rule),
         LAYERS=layers,
         LOG_SIGN=features is None,
         SHORTCUT=rule.shortcut is not None,
         BOUNDED=rule.bounded,
         MOVE_UNSEEN=rule.move_unseen,
-        PRECISION="tf32x3" if exact else "tf32",
+        PRECISION=precision,
         FAST=not exact,
-        BLOCK=BLOCK,
-        num_warps=WARPS,
+        BLOCK=shape.block,
+        num_warps=shape.warps,
+        num_stages=shape.stages,
+        enable_fp_fusion=True,
     )
     return out
 
 
 @functools.cache
-def _programs(device: torch.device) -> int:
-    """How many run at once: each goes through many blocks of coordinates with the weights that it has loaded."""
-    if device.type != "cuda":
-        return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count * PROGRAMS
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _power(size: int) -> int:
-    """The smallest power of two that holds it, and that Triton multiplies matrices of."""
-    return max(16, 1 << (size - 1).bit_length())
+def _room(rule: Any) -> int:
+    """The smallest power of two that holds h, x and 1 side by side, and that Triton multiplies matrices of."""
+    return max(16, 1 << int(rule.weights[0].shape[1]).bit_length())

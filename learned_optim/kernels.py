@@ -1,15 +1,13 @@
-"""Kernels in Triton. Imported only where there is one."""
+"""Kernels in Triton. Imported only where there is one. Its compiler takes no annotations but those of constants."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _sigmoid(x: Any, FAST: tl.constexpr) -> Any:  # Triton's constants are written so
+def _sigmoid(x, FAST: tl.constexpr):
     if FAST:
         half = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [0.5 * x], tl.float32, True, 1)
         return 0.5 * half + 0.5
@@ -17,29 +15,41 @@ def _sigmoid(x: Any, FAST: tl.constexpr) -> Any:  # Triton's constants are writt
 
 
 @triton.jit
-def _tanh(x: Any, FAST: tl.constexpr) -> Any:
+def _tanh(x, FAST: tl.constexpr):
     if FAST:
         return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
     return 2 * tl.sigmoid(2 * x) - 1
 
 
 @triton.jit
-def _matrix(
-    weight: Any, gate: Any, first: Any, count: Any, width: Any, columns: Any, units: Any, SIZE: tl.constexpr
-) -> Any:
-    """The part of W^T for one gate and ``count`` inputs from ``first`` on, shape (columns, units), zero beyond them.
-    The rows of W are in the order i, f, g, o and have ``width`` columns."""
-    places = (gate * SIZE + units[None, :]) * width + first + columns[:, None]
-    return tl.load(weight + places, mask=(units[None, :] < SIZE) & (columns[:, None] < count), other=0.0)
+def _first(weight, bias, gate, units, INPUTS: tl.constexpr, SIZE: tl.constexpr):
+    """What a gate of the first layer multiplies [h, x, 1] with, shape (UNITS, UNITS), zero where there is nothing. The
+    rows of W are in the order i, f, g, o, and its columns of x before those of h."""
+    row, k = gate * SIZE + units[None, :], units[:, None]
+    column = tl.where(k < SIZE, k + INPUTS, k - SIZE)
+    inside = units[None, :] < SIZE
+    of_both = tl.load(weight + row * (INPUTS + SIZE) + column, mask=inside & (k < SIZE + INPUTS), other=0.0)
+    return of_both + tl.load(bias + row, mask=inside & (k == SIZE + INPUTS), other=0.0)
 
 
 @triton.jit
-def _bias(bias: Any, gate: Any, units: Any, SIZE: tl.constexpr) -> Any:
-    return tl.load(bias + gate * SIZE + units, mask=units < SIZE, other=0.0)[None, :]
+def _second(weight, bias, gate, units, SIZE: tl.constexpr):
+    """Likewise of the second layer, [x, 1] where x is the h of the first."""
+    row, k = gate * SIZE + units[None, :], units[:, None]
+    inside = units[None, :] < SIZE
+    of_x = tl.load(weight + row * (2 * SIZE) + k, mask=inside & (k < SIZE), other=0.0)
+    return of_x + tl.load(bias + row, mask=inside & (k == SIZE), other=0.0)
 
 
 @triton.jit
-def _cell(i: Any, f: Any, g: Any, o: Any, c: Any, FAST: tl.constexpr) -> Any:
+def _recurrent(weight, gate, units, SIZE: tl.constexpr):
+    """Likewise, h of the second layer itself."""
+    row, k = gate * SIZE + units[None, :], units[:, None]
+    return tl.load(weight + row * (2 * SIZE) + SIZE + k, mask=(units[None, :] < SIZE) & (k < SIZE), other=0.0)
+
+
+@triton.jit
+def _cell(i, f, g, o, c, FAST: tl.constexpr):
     """The end of `learned_optim.cells.lstm_cell`: h' and c' of gates before their sigmoids and tanh."""
     cell = _sigmoid(f, FAST) * c + _sigmoid(i, FAST) * _tanh(g, FAST)
     return _sigmoid(o, FAST) * _tanh(cell, FAST), cell
@@ -47,25 +57,24 @@ def _cell(i: Any, f: Any, g: Any, o: Any, c: Any, FAST: tl.constexpr) -> Any:
 
 @triton.jit
 def lstm_cells(
-    features: Any,
-    grad: Any,
-    out: Any,
-    where: Any,
-    hidden_0: Any,
-    cell_0: Any,
-    hidden_1: Any,
-    cell_1: Any,
-    weight_0: Any,
-    bias_0: Any,
-    weight_1: Any,
-    bias_1: Any,
-    head: Any,
-    head_bias: Any,
-    shortcut: Any,
-    number: Any,
+    features,
+    grad,
+    out,
+    where,
+    hidden_0,
+    cell_0,
+    hidden_1,
+    cell_1,
+    weight_0,
+    bias_0,
+    weight_1,
+    bias_1,
+    head,
+    head_bias,
+    shortcut,
+    number,
     INPUTS: tl.constexpr,
     SIZE: tl.constexpr,
-    COLUMNS: tl.constexpr,
     UNITS: tl.constexpr,
     LAYERS: tl.constexpr,
     LOG_SIGN: tl.constexpr,
@@ -75,91 +84,69 @@ def lstm_cells(
     PRECISION: tl.constexpr,
     FAST: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
-    """What `learned_optim.fused.cells_` says, ``BLOCK`` coordinates at a time; the weights are loaded once."""
-    columns, units = tl.arange(0, COLUMNS), tl.arange(0, UNITS)
-    ones = tl.arange(0, 1)
-    wide_0: tl.constexpr = INPUTS + SIZE
-    wide_1: tl.constexpr = 2 * SIZE
+):
+    """What `learned_optim.fused.cells_` says, ``BLOCK`` coordinates at a time; the weights are loaded once.
 
-    hi = _matrix(weight_0, 0, INPUTS, SIZE, wide_0, units, units, SIZE)
-    hf = _matrix(weight_0, 1, INPUTS, SIZE, wide_0, units, units, SIZE)
-    hg = _matrix(weight_0, 2, INPUTS, SIZE, wide_0, units, units, SIZE)
-    ho = _matrix(weight_0, 3, INPUTS, SIZE, wide_0, units, units, SIZE)
-    bi, bf = _bias(bias_0, 0, units, SIZE), _bias(bias_0, 1, units, SIZE)
-    bg, bo = _bias(bias_0, 2, units, SIZE), _bias(bias_0, 3, units, SIZE)
+    ``UNITS``, a power of two, has room for h, x and 1 side by side, so that a gate is one product of matrices.
+    """
+    units = tl.arange(0, UNITS)
+    unit = units[None, :]
+    first_i = _first(weight_0, bias_0, 0, units, INPUTS, SIZE)
+    first_f = _first(weight_0, bias_0, 1, units, INPUTS, SIZE)
+    first_g = _first(weight_0, bias_0, 2, units, INPUTS, SIZE)
+    first_o = _first(weight_0, bias_0, 3, units, INPUTS, SIZE)
     if LAYERS == 2:
-        li = _matrix(weight_1, 0, 0, SIZE, wide_1, units, units, SIZE)
-        lf = _matrix(weight_1, 1, 0, SIZE, wide_1, units, units, SIZE)
-        lg = _matrix(weight_1, 2, 0, SIZE, wide_1, units, units, SIZE)
-        lo = _matrix(weight_1, 3, 0, SIZE, wide_1, units, units, SIZE)
-        mi = _matrix(weight_1, 0, SIZE, SIZE, wide_1, units, units, SIZE)
-        mf = _matrix(weight_1, 1, SIZE, SIZE, wide_1, units, units, SIZE)
-        mg = _matrix(weight_1, 2, SIZE, SIZE, wide_1, units, units, SIZE)
-        mo = _matrix(weight_1, 3, SIZE, SIZE, wide_1, units, units, SIZE)
-        ci, cf = _bias(bias_1, 0, units, SIZE), _bias(bias_1, 1, units, SIZE)
-        cg, co = _bias(bias_1, 2, units, SIZE), _bias(bias_1, 3, units, SIZE)
-    head_weights = tl.load(head + units, mask=units < SIZE, other=0.0)[None, :]
+        second_i, again_i = _second(weight_1, bias_1, 0, units, SIZE), _recurrent(weight_1, 0, units, SIZE)
+        second_f, again_f = _second(weight_1, bias_1, 1, units, SIZE), _recurrent(weight_1, 1, units, SIZE)
+        second_g, again_g = _second(weight_1, bias_1, 2, units, SIZE), _recurrent(weight_1, 2, units, SIZE)
+        second_o, again_o = _second(weight_1, bias_1, 3, units, SIZE), _recurrent(weight_1, 3, units, SIZE)
+    head_weights = tl.load(head + unit, mask=unit < SIZE, other=0.0)
     constant = tl.load(head_bias)
     finite = tl.load(where).to(tl.int32)
 
     for block in range(tl.program_id(0), tl.cdiv(number, BLOCK), tl.num_programs(0)):
         rows = block * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
         there = rows < number
-        kept = there[:, None] & (units[None, :] < SIZE)
-        places = rows[:, None] * SIZE + units[None, :]
+        kept = there[:, None] & (unit < SIZE)
+        places = rows[:, None] * SIZE + unit
         g = tl.load(grad + rows, mask=there, other=0.0).to(tl.float32)
-        h0 = tl.load(hidden_0 + places, mask=kept, other=0.0).to(tl.float32)
-        c0 = tl.load(cell_0 + places, mask=kept, other=0.0).to(tl.float32)
-        h1, c1 = h0, c0
-        if LAYERS == 2:
-            h1 = tl.load(hidden_1 + places, mask=kept, other=0.0).to(tl.float32)
-            c1 = tl.load(cell_1 + places, mask=kept, other=0.0).to(tl.float32)
+        h = tl.load(hidden_0 + places, mask=kept, other=0.0).to(tl.float32)
+        c = tl.load(cell_0 + places, mask=kept, other=0.0).to(tl.float32)
         seen = tl.full((BLOCK,), 1.0, tl.float32)
         if not MOVE_UNSEEN:
-            seen = ((g != 0) | (tl.max(tl.abs(c0), axis=1) != 0)).to(tl.float32)
-
-        i = tl.dot(h0, hi, input_precision=PRECISION) + bi
-        f = tl.dot(h0, hf, input_precision=PRECISION) + bf
-        a = tl.dot(h0, hg, input_precision=PRECISION) + bg
-        o = tl.dot(h0, ho, input_precision=PRECISION) + bo
-        straight = tl.zeros((BLOCK,), tl.float32)
+            seen = ((g != 0) | (tl.max(tl.abs(c), axis=1) != 0)).to(tl.float32)
         if LOG_SIGN:
             # `learned_optim.features.log_and_sign` with p = 10
             small = tl.abs(g) < 4.5399929762484854e-05
             log = tl.where(small, -1.0, tl.log(tl.where(small, 1.0, tl.abs(g))) / 10.0)
             sign = tl.where(small, g * 22026.465794806718, tl.where(g > 0, 1.0, -1.0))
-            i += log[:, None] * _matrix(weight_0, 0, 0, 1, wide_0, ones, units, SIZE)
-            f += log[:, None] * _matrix(weight_0, 1, 0, 1, wide_0, ones, units, SIZE)
-            a += log[:, None] * _matrix(weight_0, 2, 0, 1, wide_0, ones, units, SIZE)
-            o += log[:, None] * _matrix(weight_0, 3, 0, 1, wide_0, ones, units, SIZE)
-            i += sign[:, None] * _matrix(weight_0, 0, 1, 1, wide_0, ones, units, SIZE)
-            f += sign[:, None] * _matrix(weight_0, 1, 1, 1, wide_0, ones, units, SIZE)
-            a += sign[:, None] * _matrix(weight_0, 2, 1, 1, wide_0, ones, units, SIZE)
-            o += sign[:, None] * _matrix(weight_0, 3, 1, 1, wide_0, ones, units, SIZE)
-            if SHORTCUT:
-                straight = log * tl.load(shortcut) + sign * tl.load(shortcut + 1)
+            x = tl.where(unit == SIZE, log[:, None], tl.where(unit == SIZE + 1, sign[:, None], 0.0))
         else:
-            given = there[:, None] & (columns[None, :] < INPUTS)
-            x = tl.load(features + rows[:, None] * INPUTS + columns[None, :], mask=given, other=0.0)
-            i += tl.dot(x, _matrix(weight_0, 0, 0, INPUTS, wide_0, columns, units, SIZE), input_precision=PRECISION)
-            f += tl.dot(x, _matrix(weight_0, 1, 0, INPUTS, wide_0, columns, units, SIZE), input_precision=PRECISION)
-            a += tl.dot(x, _matrix(weight_0, 2, 0, INPUTS, wide_0, columns, units, SIZE), input_precision=PRECISION)
-            o += tl.dot(x, _matrix(weight_0, 3, 0, INPUTS, wide_0, columns, units, SIZE), input_precision=PRECISION)
-            if SHORTCUT:
-                weights = tl.load(shortcut + columns, mask=columns < INPUTS, other=0.0)[None, :]
-                straight = tl.sum(x * weights, axis=1)
-        h0, c0 = _cell(i, f, a, o, c0, FAST)
-        h0, c0 = h0 * seen[:, None], c0 * seen[:, None]
-        last = h0
+            given = there[:, None] & (unit >= SIZE) & (unit < SIZE + INPUTS)
+            x = tl.load(features + rows[:, None] * INPUTS + (unit - SIZE), mask=given, other=0.0)
+        straight = tl.zeros((BLOCK,), tl.float32)
+        if SHORTCUT:
+            inside = (unit >= SIZE) & (unit < SIZE + INPUTS)
+            straight = tl.sum(x * tl.load(shortcut + (unit - SIZE), mask=inside, other=0.0), axis=1)
+
+        all = h + x + tl.where(unit == SIZE + INPUTS, 1.0, 0.0)
+        i = tl.dot(all, first_i, input_precision=PRECISION)
+        f = tl.dot(all, first_f, input_precision=PRECISION)
+        a = tl.dot(all, first_g, input_precision=PRECISION)
+        o = tl.dot(all, first_o, input_precision=PRECISION)
+        h, c = _cell(i, f, a, o, c, FAST)
+        h, c = h * seen[:, None], c * seen[:, None]
+        last, last_c = h, c
         if LAYERS == 2:
-            i = tl.dot(h0, li, input_precision=PRECISION) + tl.dot(h1, mi, input_precision=PRECISION) + ci
-            f = tl.dot(h0, lf, input_precision=PRECISION) + tl.dot(h1, mf, input_precision=PRECISION) + cf
-            a = tl.dot(h0, lg, input_precision=PRECISION) + tl.dot(h1, mg, input_precision=PRECISION) + cg
-            o = tl.dot(h0, lo, input_precision=PRECISION) + tl.dot(h1, mo, input_precision=PRECISION) + co
-            h1, c1 = _cell(i, f, a, o, c1, FAST)
-            h1, c1 = h1 * seen[:, None], c1 * seen[:, None]
-            last = h1
+            last = tl.load(hidden_1 + places, mask=kept, other=0.0).to(tl.float32)
+            last_c = tl.load(cell_1 + places, mask=kept, other=0.0).to(tl.float32)
+            all = h + tl.where(unit == SIZE, 1.0, 0.0)
+            i = tl.dot(all, second_i, tl.dot(last, again_i, input_precision=PRECISION), input_precision=PRECISION)
+            f = tl.dot(all, second_f, tl.dot(last, again_f, input_precision=PRECISION), input_precision=PRECISION)
+            a = tl.dot(all, second_g, tl.dot(last, again_g, input_precision=PRECISION), input_precision=PRECISION)
+            o = tl.dot(all, second_o, tl.dot(last, again_o, input_precision=PRECISION), input_precision=PRECISION)
+            last, last_c = _cell(i, f, a, o, last_c, FAST)
+            last, last_c = last * seen[:, None], last_c * seen[:, None]
 
         value = tl.sum(last * head_weights, axis=1) + constant + straight
         if BOUNDED:
@@ -170,8 +157,8 @@ def lstm_cells(
         # Nothing is written of a step that is left out, nor where an output is not finite.
         lost = tl.max(tl.where(there & ~(tl.abs(value) < float("inf")), 1, 0), axis=0)
         kept = kept & (rows[:, None] < number * finite * (1 - lost))
-        tl.store(hidden_0 + places, h0.to(hidden_0.dtype.element_ty), mask=kept)
-        tl.store(cell_0 + places, c0.to(cell_0.dtype.element_ty), mask=kept)
+        tl.store(hidden_0 + places, h.to(hidden_0.dtype.element_ty), mask=kept)
+        tl.store(cell_0 + places, c.to(cell_0.dtype.element_ty), mask=kept)
         if LAYERS == 2:
-            tl.store(hidden_1 + places, h1.to(hidden_1.dtype.element_ty), mask=kept)
-            tl.store(cell_1 + places, c1.to(cell_1.dtype.element_ty), mask=kept)
+            tl.store(hidden_1 + places, last.to(hidden_1.dtype.element_ty), mask=kept)
+            tl.store(cell_1 + places, last_c.to(cell_1.dtype.element_ty), mask=kept)

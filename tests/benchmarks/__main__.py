@@ -19,6 +19,7 @@ from tests.benchmarks import curves
 from tests.benchmarks.measuring import (
     KEEPING,
     RETURNING,
+    SECONDS,
     Contender,
     Setup,
     alone,
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="everything tiny, to see that it runs")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for one contender, beyond its fewest rounds")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="by default one for each core")
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--page", action="store_true", help="make the page of what is there")
@@ -52,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
-    setup = Setup(quick=options.quick, device=options.device)
-    same = ["--device", options.device, "--threads", str(options.threads), *(["--quick"] if options.quick else [])]
+    setup = Setup(quick=options.quick, device=options.device, seconds=options.seconds)
+    same = ["--device", options.device, "--threads", str(options.threads), "--seconds", str(options.seconds)]
+    same += ["--quick"] if options.quick else []
     if options.page:
         write_page(options.out)
     elif options.peak:
@@ -92,6 +95,7 @@ def measure(name: str, setup: Setup, folder: Path, *, same: Sequence[str], threa
     for bar in [*benchmark.bars(groups), *benchmark.fact_bars(facts)]:
         print(f"{name}: {bar.text}: {bar.value} (at {'most' if bar.at_most else 'least'} {bar.bound}), met: {bar.met}")
     flags = {"--quick": setup.quick, f"--device {setup.device}": setup.device != "cpu"}
+    flags[f"--seconds {setup.seconds:g}"] = setup.seconds != SECONDS
     flags[f"--threads {threads}"] = threads != os.cpu_count()
     options = [flag for flag, given in flags.items() if given]
     content = {

@@ -41,11 +41,13 @@ class Setup(NamedTuple):
         quick: Everything tiny, and no contender that takes long to start.
         peers: Whether other packages take part.
         device: Of the torch contenders.
+        seconds: What one contender may take in all, beyond its fewest rounds.
     """
 
     quick: bool = False
     peers: bool = True
     device: str = "cpu"
+    seconds: float = SECONDS
 
 
 class Missing(Exception):
@@ -188,7 +190,7 @@ def _in_turns(calls: Mapping[str, Callable[[], Any]], setup: Setup) -> dict[str,
         _wait(setup)
         elapsed = time.perf_counter() - start
         repeats[name] = max(1, int(SAMPLE / elapsed))
-        rounds[name] = min(max(int(SECONDS / (elapsed * repeats[name])), FEWEST_ROUNDS), ROUNDS)
+        rounds[name] = min(max(int(setup.seconds / (elapsed * repeats[name])), FEWEST_ROUNDS), ROUNDS)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
     for i in range(max(rounds.values(), default=0)):

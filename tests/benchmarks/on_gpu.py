@@ -141,11 +141,14 @@ EAGER, COMPILED = "MAML, Lightning", "MAML, Lightning, compiled"
 
 def trainings(setup: Setup) -> list[Contender]:
     """Iterations of a fit."""
-    few = 3 if setup.quick else 400
     cuda = setup.device.startswith("cuda")
-    fit = partial(with_lightning, maml, few, accelerator="gpu" if cuda else "cpu", workers=6 if cuda else 0)
+    fit = partial(with_lightning, maml, accelerator="gpu" if cuda else "cpu", workers=6 if cuda else 0)
     fit = partial(fit, algorithm="maml")
-    return [Contender(EAGER, fit), Contender(COMPILED, partial(fit, compile=True), slow_start=True)]
+    few, more = (3, 3) if setup.quick else (50, 1000)
+    return [
+        Contender(EAGER, partial(fit, iterations=few)),
+        Contender(COMPILED, partial(fit, iterations=more, compile=True), slow_start=True),
+    ]
 
 
 # The benchmark
