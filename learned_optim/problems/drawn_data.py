@@ -37,6 +37,45 @@ class GaussianClasses:
         return centres[y] + self.spread * torch.randn(self.examples, self.inputs, generator=generator), y
 
 
+class GaussianImages:
+    """Classes as clouds of square images in which neighbouring pixels are alike: amplitudes fall as 1 / frequency.
+
+    Args:
+        size: Height and width.
+        classes: How many.
+        colours: Of the images.
+        examples: Images in all.
+        spread: Standard deviation of a class around its centre, before pixels are made alike; centres are standard
+            Gaussian.
+
+    Raises:
+        ValueError: A count or the spread makes no sense.
+
+    Calling it with a generator returns x, shape (examples, colours, size, size), of mean 0 and standard deviation 1,
+    and y, shape (examples,).
+    """
+
+    def __init__(
+        self, size: int = 16, classes: int = 10, *, colours: int = 3, examples: int = 10000, spread: float = 20.0
+    ) -> None:
+        if size < 2 or classes < 2 or colours < 1 or examples < 1 or not spread > 0:
+            raise ValueError(
+                "GaussianImages: it must be size >= 2, classes >= 2, colours >= 1, examples >= 1 and spread > 0, got "
+                f"{size}, {classes}, {colours}, {examples} and {spread}"
+            )
+        self.shape, self.classes, self.examples, self.spread = (colours, size, size), classes, examples, spread
+
+    def __call__(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        centres = torch.randn(self.classes, *self.shape, generator=generator)
+        y = torch.randint(self.classes, (self.examples,), generator=generator)
+        x = centres[y] + self.spread * torch.randn(self.examples, *self.shape, generator=generator)
+        size = self.shape[-1]
+        frequency = (torch.fft.fftfreq(size)[:, None] ** 2 + torch.fft.rfftfreq(size) ** 2).sqrt()
+        x = torch.fft.irfft2(torch.fft.rfft2(x) * (1 / (frequency + 1 / size)), s=(size, size))
+        x = x - x.mean()
+        return x / x.std(), y
+
+
 class SineCurves:
     """Sums of waves, to be fitted by a network with one input and one output.
 
