@@ -13,8 +13,9 @@ from torch import Tensor
 
 from learned_optim.types import Tensors
 
-LAYERS, ROOM = 2, 64
-"""Up to so many layers, and so many hidden values, inputs and a one side by side."""
+LAYERS, ROOM = 2, 32
+"""Up to so many layers, and so many hidden values, inputs and a one side by side: more weights do not fit into the
+memory of a multiprocessor."""
 
 MOST = 2**31 - 1024
 """Coordinates of a tensor, which are counted in 32 bits."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from learned_optim.flat_memory import AT_ONCE, FlatSteps
 from learned_optim.guard import Guard, guarded
@@ -81,6 +82,14 @@ def unroll(
         raise ValueError(f"unroll: steps must be a whole number >= 0, got {steps!r}")
     if not isinstance(flat_memory, int) or flat_memory < 0:
         raise ValueError(f"unroll: flat_memory must be True, False or a whole number >= 0, got {flat_memory!r}")
+    options: dict[str, Any] = {"maximize": maximize, "first_order": first_order, "flat_memory": flat_memory}
+    if torch.is_inference_mode_enabled():
+        # There older torch takes every derivative for zero, and tensors from there cannot be differentiated elsewhere.
+        with torch.inference_mode(False), torch.no_grad():
+            given = {"lr": _copied(lr), "weight_decay": _copied(weight_decay), "guard": guard}
+            copies = None if batches is None else map(_copied, batches)
+            state = RuleState(*_copied(tuple(state)))
+            return unroll(update, loss_fn, _copied(params), state, steps=steps, batches=copies, **given, **options)
     update = guarded(update, guard, lr=lr)
 
     def advance(params: Tensors, state: RuleState, grads: Tensors) -> tuple[Tensors, RuleState]:
@@ -93,19 +102,23 @@ def unroll(
         flat = FlatSteps(loss_fn, value_and_grad, advance)
     at_once = AT_ONCE if flat_memory is True else int(flat_memory)
     losses: list[Tensor] = []
-    given = _arguments(batches, steps)
+    stream = _arguments(batches, steps)
     while len(losses) < steps:
         if flat is None:
-            loss, grads = value_and_grad(loss_fn, params, next(given))
+            loss, grads = value_and_grad(loss_fn, params, next(stream))
             params, state = advance(params, state, grads)
             losses.append(loss)
         elif not losses:
-            loss, params, state = flat.watched(params, state, next(given))
+            loss, params, state = flat.watched(params, state, next(stream))
             losses.append(loss)
         else:
-            more, params, state = flat.recomputed(params, state, [*islice(given, at_once)])
+            more, params, state = flat.recomputed(params, state, [*islice(stream, at_once)])
             losses.extend(more)
     return Unrolled(params, state, torch.stack(losses) if losses else torch.empty(0))
+
+
+def _copied(tree: Any) -> Any:
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def _arguments(batches: Iterable[Minibatch] | None, steps: int) -> Iterator[tuple[Minibatch, ...]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from learned_optim import Guard, LSTMOptimizer, LSTMRule, MetaSGD, RuleOptimizer, inner_loop, unroll
+from learned_optim import Guard, LSTMOptimizer, LSTMRule, MetaSGD, RuleOptimizer, SGDRule, inner_loop, unroll
 from tests.specs import OPTIMIZERS, RULES, seeded_rule, small_problem
 
 rules = pytest.mark.parametrize("name", RULES)
@@ -200,6 +200,23 @@ def test_unroll_works_without_grad_and_in_inference_mode(name):
         with mode():
             params = problem.params
             assert_close(unroll(rule, problem.loss, params, rule.init_state(params), steps=3).losses, expected)
+
+
+def test_no_derivative_is_taken_in_inference_mode():
+    """There older torch takes it for zero, without a word. Nor is a graph made of what comes from there."""
+    rule, seen = SGDRule(0.1), []
+
+    def loss(params, batch):
+        seen.append(torch.is_inference_mode_enabled() or batch.is_inference() or params["p"].is_inference())
+        return ((params["p"] - batch) ** 2).sum()
+
+    with torch.inference_mode():
+        params, batches = {"p": torch.ones(3)}, torch.zeros(2, 4, 3)
+        for lift in (lambda function: function, torch.vmap):
+            given = batches if lift is torch.vmap else batches[0]
+            lift(lambda own: unroll(rule, loss, params, rule.init_state(params), steps=4, batches=own).losses)(given)
+    assert seen
+    assert not any(seen)
 
 
 # The eager driver alone
