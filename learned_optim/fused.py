@@ -29,21 +29,18 @@ class Shape(NamedTuple):
         warps: Of a program.
         stages: Of the loop over blocks.
         programs: For each multiprocessor; each takes many blocks with the weights that it has loaded.
-        registers: Of a thread at most.
+        shared: Bytes of a multiprocessor's memory that a program needs.
     """
 
     block: int
     warps: int
     stages: int
     programs: int
-    registers: int | None = None
+    shared: int = 0
 
 
-SHAPES = {"tf32": Shape(64, 4, 2, 2), "tf32x3": Shape(64, 4, 1, 2), "ieee": Shape(64, 4, 1, 2)}
+SHAPES = {"tf32": Shape(32, 2, 1, 4, 57344), "tf32x3": Shape(64, 4, 1, 16, 114688), "ieee": Shape(64, 4, 1, 4)}
 """By the precision of the products, the fastest that were measured on an H200; ``"ieee"`` is for the interpreter."""
-
-ON_GPU = True
-"""Whether it is used there."""
 
 
 @functools.cache
@@ -57,8 +54,8 @@ def _kernel() -> Any:
 
 
 def fusible(rule: Any, grads: Tensors, per_param: dict[str, Tensors]) -> bool:
-    """Whether `cells_` can take this step: eagerly, on a GPU where that is switched on, with ordinary contiguous
-    tensors; or anywhere, slowly, where the environment asks Triton for its interpreter.
+    """Whether `cells_` can take this step: eagerly, on NVIDIA's GPUs since Ampere, with ordinary contiguous tensors;
+    or anywhere, slowly, where the environment asks Triton for its interpreter.
 
     Args:
         rule: An `LSTMRule` that looks at coordinates alone.
@@ -71,7 +68,7 @@ def fusible(rule: Any, grads: Tensors, per_param: dict[str, Tensors]) -> bool:
         return False
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return (
-        all(type(grad) is Tensor and ((ON_GPU and grad.is_cuda) or interpreted) for grad in grads.values())
+        all(type(grad) is Tensor and (_able(grad.device) or interpreted) for grad in grads.values())
         and all(grad.numel() < MOST for grad in grads.values())
         and all(tensor.is_contiguous() for name in grads for tensor in per_param[name].values())
         and _kernel() is not None
@@ -129,10 +126,21 @@ def cells_(rule: Any, features: Tensor | None, grad: Tensor, state: Tensors, whe
         BLOCK=shape.block,
         num_warps=shape.warps,
         num_stages=shape.stages,
-        maxnreg=shape.registers,
         enable_fp_fusion=True,
     )
     return out
+
+
+def _able(device: torch.device) -> bool:
+    return device.type == "cuda" and _shared(device) >= SHAPES[_precision()].shared
+
+
+@functools.cache
+def _shared(device: torch.device) -> int:
+    """Bytes of memory that a program may have on a multiprocessor that multiplies matrices so; 0 on others."""
+    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return 0
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0))
 
 
 def _precision() -> str:

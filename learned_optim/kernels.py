@@ -146,10 +146,6 @@ def lstm_cells(
         g = tl.load(grad + rows, mask=there, other=0.0).to(tl.float32)
         h = tl.load(hidden_0 + places, mask=kept, other=0.0).to(tl.float32)
         c = tl.load(cell_0 + places, mask=kept, other=0.0).to(tl.float32)
-        last, last_c = h, c
-        if LAYERS == 2:
-            last = tl.load(hidden_1 + places, mask=kept, other=0.0).to(tl.float32)
-            last_c = tl.load(cell_1 + places, mask=kept, other=0.0).to(tl.float32)
         seen = tl.full((BLOCK,), 1.0, tl.float32)
         if not MOVE_UNSEEN:
             seen = ((g != 0) | (tl.max(tl.abs(c), axis=1) != 0)).to(tl.float32)
@@ -173,9 +169,10 @@ def lstm_cells(
         a = tl.dot(all, first_g, input_precision=PRECISION)
         o = tl.dot(all, first_o, input_precision=PRECISION)
         h, c = _cell(i, f, a, o, c, seen, PRECISION)
-        if LAYERS == 1:
-            last, last_c = h, c
-        else:
+        last, last_c = h, c
+        if LAYERS == 2:
+            last = tl.load(hidden_1 + places, mask=kept, other=0.0).to(tl.float32)
+            last_c = tl.load(cell_1 + places, mask=kept, other=0.0).to(tl.float32)
             all = h + tl.where(unit == SIZE, 1.0, 0.0)
             i = tl.dot(all, second_i, tl.dot(last, again_i, input_precision=PRECISION), input_precision=PRECISION)
             f = tl.dot(all, second_f, tl.dot(last, again_f, input_precision=PRECISION), input_precision=PRECISION)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from learned_optim import write_atomically
 from tests.benchmarks import curves
@@ -77,7 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(name: str, setup: Setup, folder: Path, *, same: Sequence[str], threads: int) -> None:
     """Measures one benchmark in this process, and prints and writes what it found."""
-    benchmark, groups = BENCHMARKS[name], {}
+    benchmark = BENCHMARKS[name]
+    flags = {"--quick": setup.quick, f"--device {setup.device}": setup.device != "cpu"}
+    flags[f"--seconds {setup.seconds:g}"] = setup.seconds != SECONDS
+    flags[f"--threads {threads}"] = threads != os.cpu_count()
+    command = " ".join(["python -m tests.benchmarks", name, *(flag for flag, given in flags.items() if given)])
+    groups: dict[str, Any] = {}
+    facts: dict[str, float] = {}
+
+    def write() -> None:
+        content = {"command": command, "machine": machine(setup), "groups": groups, "facts": facts}
+        write_atomically(folder / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
+
     for title, group in benchmark.groups(setup).items():
 
         def peak(contender: Contender, title: str = title) -> float:
@@ -91,20 +103,11 @@ def measure(name: str, setup: Setup, folder: Path, *, same: Sequence[str], threa
             _tell(f"{name}, {title}: {row} {middle:.3g} s ({low:.3g} to {high:.3g}){growth}")
         for row, reason in groups[title]["missing"].items():
             _tell(f"{name}, {title}: {row} is missing: {reason}")
-    facts = benchmark.facts(setup)
+        write()  # after each, so that what was measured is kept if the next one fails
+    facts |= benchmark.facts(setup)
     for bar in [*benchmark.bars(groups), *benchmark.fact_bars(facts)]:
         print(f"{name}: {bar.text}: {bar.value} (at {'most' if bar.at_most else 'least'} {bar.bound}), met: {bar.met}")
-    flags = {"--quick": setup.quick, f"--device {setup.device}": setup.device != "cpu"}
-    flags[f"--seconds {setup.seconds:g}"] = setup.seconds != SECONDS
-    flags[f"--threads {threads}"] = threads != os.cpu_count()
-    options = [flag for flag, given in flags.items() if given]
-    content = {
-        "command": " ".join(["python -m tests.benchmarks", name, *options]),
-        "machine": machine(setup),
-        "groups": groups,
-        "facts": facts,
-    }
-    write_atomically(folder / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
+    write()
 
 
 def _tell(line: str) -> None:
