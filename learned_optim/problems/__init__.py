@@ -2,7 +2,7 @@
 
 from learned_optim.problems.base import Families, Problem, ProblemFamily
 from learned_optim.problems.corpus import CORPUS, MIXTURES, NORMALISED, broad_corpus, synthetic_corpus
-from learned_optim.problems.drawn_data import GaussianClasses, SineCurves
+from learned_optim.problems.drawn_data import GaussianClasses, GaussianImages, SineCurves
 from learned_optim.problems.images import ImageClassification
 from learned_optim.problems.named import PROBLEMS
 from learned_optim.problems.network_problems import NetworkProblems
@@ -22,6 +22,7 @@ __all__ = [
     "ConvexMix",
     "Families",
     "GaussianClasses",
+    "GaussianImages",
     "ImageClassification",
     "NetworkProblems",
     "NoisyGradients",

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from learned_optim.problems.base import Families, ProblemFamily
-from learned_optim.problems.drawn_data import GaussianClasses, SineCurves
+from learned_optim.problems.drawn_data import GaussianClasses, GaussianImages, SineCurves
 from learned_optim.problems.network_problems import NetworkProblems
 from learned_optim.problems.networks import conv_net, mlp, res_net
 from learned_optim.problems.quadratics import Quadratics
@@ -90,6 +90,12 @@ def _images(make: Callable[..., nn.Module], *, spread: float, **options: Any) ->
     return _clouds(model, inputs=64, spread=spread, batch_size=64, examples=10000)
 
 
+def _textures() -> ProblemFamily:
+    """A residual network on images that hardly tell their classes: for long its gradients are mostly noise."""
+    model = partial(res_net, 8, size=16, colours=3)
+    return NetworkProblems(model, GaussianImages(16, spread=20.0), loss=F.cross_entropy, batch_size=64)
+
+
 NORMALISED: dict[str, Callable[[], ProblemFamily]] = {
     "normalised-relu": partial(_mixtures, (24, 24), norm=True, inputs=64, spread=5.0, batch_size=64, examples=10000),
     "normalised-conv": partial(_images, conv_net, channels=6, hidden=16, norm=True, hidden_norm=True, spread=2.5),
@@ -97,6 +103,7 @@ NORMALISED: dict[str, Callable[[], ProblemFamily]] = {
         _mixtures, (32,), "tanh", norm=True, inputs=100, spread=6.0, batch_size=32, examples=10000
     ),
     "normalised-residual": partial(_images, res_net, channels=4, spread=3.5),
+    "normalised-textures": _textures,
 }
 """Networks with batch normalisation on drawn data, likewise; in `PROBLEMS` by these names."""
 
@@ -127,7 +134,7 @@ def broad_corpus(*, normalised: bool = False) -> Families:
         normalised: Whether those of `NORMALISED` follow.
 
     >>> len(broad_corpus()), len(broad_corpus(normalised=True))
-    (14, 18)
+    (14, 19)
     """
     names = (*_BROAD, *(NORMALISED if normalised else ()))
     return Families((CORPUS | MIXTURES | NORMALISED)[name]() for name in names)
