@@ -1,5 +1,4 @@
-"""The choice of the hierarchical optimizer's invariant steps: the page says what the file says, and the bundled rule has
-what was chosen."""
+"""How invariant steps were chosen: the page says what the file says, and the bundled rule has what was chosen."""
 
 import importlib.util
 import json

@@ -812,3 +812,15 @@ def test_drawn_data_are_what_they_say():
     second = (dy / dx).diff() / (dx[1:] + dx[:-1]) * 2
     square = -(second * between).sum() / between.square().sum()
     assert 0 < square < 9.2
+
+
+def test_batches_come_from_where_the_data_are():
+    x, y = torch.randn(10, 3), torch.randn(10, 1)
+    inside = NetworkProblems(partial(torch.nn.Linear, 3, 1), (x, y), batch_size=4, held_out=(x, y))
+    outside = ConvexMix(inside)
+    outside.to("meta")
+    problem = outside.sample(torch.Generator())
+    batch, points = problem.batch(torch.Generator())
+    assert all(part.is_meta and len(part) == 4 for part in batch)
+    assert all(part.is_meta for part in inside.held_out)
+    assert not any(p.is_meta for p in (*problem.params.values(), *points.values()))

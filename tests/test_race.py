@@ -10,7 +10,19 @@ from torch.testing import assert_close
 from learned_optim import RuleOptimizer, SGDRule
 from learned_optim.data import ImageSet
 from learned_optim.problems import ImageClassification, Quadratics, mlp
-from learned_optim.race import BASELINES, Entrant, Job, race, repeat, third_decades, trailing_mean, train, tune, workers
+from learned_optim.race import (
+    BASELINES,
+    Entrant,
+    Job,
+    RaceError,
+    race,
+    repeat,
+    third_decades,
+    trailing_mean,
+    train,
+    tune,
+    workers,
+)
 from learned_optim.seeds import seeded
 
 
@@ -263,6 +275,16 @@ def timeless(result):
         for entry in result.entries
     )
     return replace(result, entries=entries, machine={})
+
+
+def test_a_device_changes_nothing_but_where_it_is():
+    options = {"steps": 5, "seeds": 2, "tune": True, "tuning_seeds": 1}
+    here, there = (race("quadratics", ["sgd"], device=device, **options) for device in (None, "cpu"))
+    assert here.entry("SGD").final == there.entry("SGD").final
+    assert here.entry("SGD").tuning.trials == there.entry("SGD").tuning.trials
+    assert there.machine["device"].startswith("cpu")
+    with pytest.raises(RaceError, match="device must be one that there is here, got 'nowhere'"):
+        race("quadratics", ["sgd"], device="nowhere")
 
 
 def test_workers_keep_the_order_of_the_jobs():

@@ -86,7 +86,7 @@ def race(
     entrants = _entrants(optimizers)
     family = problem_family(problem) if isinstance(problem, str) else problem
     where, has_test = _tried(family, entrants, test[0])
-    where = where if device is None else torch.device(device)
+    where = where if device is None else _device(device)
 
     count = _Count(progress, planned=len(entrants) * len(test))
     known, tunings = dict(tunings or {}), {}
@@ -216,6 +216,13 @@ def _tried(family: ProblemFamily, entrants: Iterable[Entrant], seed: int) -> tup
                 raise RaceError(f"{one.name} cannot be made for this problem: {error}") from error
         has_test = family.test_loss(problem.params) is not None
     return next(iter(problem.params.values())).device, has_test
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise RaceError(f"device must be one that there is here, got {name!r}: {str(error).splitlines()[0]}") from error
 
 
 def _whole(**values: Any) -> None:
