@@ -14,6 +14,9 @@ from learned_optim.eager import may_look
 from learned_optim.together import as_one, small_together
 from learned_optim.types import Tensors
 
+APART = 2**17
+"""Of so many coordinates tensors are summed one by one; below, they are copied together and summed at once."""
+
 
 class Shards(NamedTuple):
     """How parameters are spread over processes.
@@ -70,32 +73,26 @@ def numbered(name: str, param: Tensor) -> Tensor:
     return torch.arange(param.numel(), device=param.device).reshape(param.shape) if numbers is None else numbers
 
 
-def tensor_means(values: Tensors, params: Tensors) -> Tensors:
+def tensor_means(values: Mapping[str, Sequence[Tensor]], params: Tensors) -> Tensors:
     """The mean over the coordinates of each parameter, whole also where the parameter is sharded; 0 if it has none.
 
     Args:
-        values: By parameter name, shape ``param.shape + (...)``.
+        values: By parameter name tensors of shapes ``param.shape + (...,)``, F numbers of a coordinate together.
         params: The parameters by name, at least those of ``values``.
 
     Returns:
-        Shape (...).
+        Shape (F,), of one tensor's after the other's.
     """
-    sums = {
-        name: torch.cat(
-            [
-                value.flatten(0, params[name].dim() - 1).sum(dim=0).flatten()
-                if params[name].dim()
-                else value.flatten(),
-                value.new_full((1,), params[name].numel()),
-            ]
-        )
-        for name, value in values.items()
-    }
-    whole = totals(sums)
-    return {
-        name: (whole[name][:-1] / whole[name][-1].clamp(min=1)).reshape(value.shape[params[name].dim() :])
-        for name, value in values.items()
-    }
+    whole = totals({name: _summed(parts, params[name]) for name, parts in values.items()})
+    return {name: sums[:-1] / sums[-1].clamp(min=1) for name, sums in whole.items()}
+
+
+def _summed(parts: Sequence[Tensor], param: Tensor) -> Tensor:
+    """Sums over the coordinates, and their number."""
+    if len(parts) > 1 and param.numel() < APART:
+        parts = [torch.cat([*parts], dim=-1)]
+    rows = [part.flatten(0, param.dim() - 1) if param.dim() else part.unsqueeze(0) for part in parts]  # (n, F) each
+    return torch.cat([*(row.sum(dim=0) for row in rows), parts[0].new_full((1,), param.numel())])
 
 
 def marked_means(values: Mapping[str, Sequence[Tensor]], marks: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
@@ -109,13 +106,13 @@ def marked_means(values: Mapping[str, Sequence[Tensor]], marks: Tensors, params:
     Returns:
         The means, shape (F,), of one tensor's after the other's, and whether any coordinate is marked, 0-dimensional.
     """
-    both = {}
+    both: dict[str, list[Tensor]] = {}
     everywhere = all_marked(marks.values())
     for name, parts in values.items():
         mark = marks[name].unsqueeze(-1)
         counted = parts if everywhere else [torch.where(mark, part, 0.0) for part in parts]
-        both[name] = torch.cat((*counted, mark.to(parts[0].dtype)), dim=-1)  # (..., F + 1)
-    whole = tensor_means(both, params)
+        both[name] = [*counted, mark.to(parts[0].dtype)]
+    whole = tensor_means(both, params)  # (F + 1,)
     shares = {name: mean[-1] for name, mean in whole.items()}
     means = {name: mean[:-1] / torch.where(shares[name] > 0, shares[name], 1.0) for name, mean in whole.items()}
     return means, {name: share > 0 for name, share in shares.items()}
