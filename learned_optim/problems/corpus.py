@@ -92,7 +92,7 @@ def _images(make: Callable[..., nn.Module], *, spread: float, **options: Any) ->
 
 def _textures() -> ProblemFamily:
     """A residual network on images that hardly tell their classes: for long its gradients are mostly noise."""
-    model = partial(res_net, 8, size=16, colours=3)
+    model = partial(res_net, 6, size=16, colours=3)
     return NetworkProblems(model, GaussianImages(16, spread=20.0), loss=F.cross_entropy, batch_size=64)
 
 
