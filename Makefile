@@ -13,7 +13,7 @@ endif
 export MALLOC_MMAP_THRESHOLD_ ?= 1073741824
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: demo test test-distributed test-kill test-torchmeta benchmarks lint types clean
+.PHONY: demo test test-distributed test-gpu test-kill test-torchmeta benchmarks lint types clean
 
 .venv/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,6 +31,11 @@ test: .venv/installed
 # With 2 and 4 processes; part of make test.
 test-distributed: .venv/installed
 	$(BIN)/python -m pytest tests/distributed
+
+# What is skipped without a GPU; part of make test where there is one.
+test-gpu: .venv/installed
+	$(BIN)/python -m pytest tests/test_fused.py tests/test_few_shot_training.py tests/test_lightning.py tests/conformance \
+		-k "cuda or gpu or mixed_device or change_of_device"
 
 # Trainings killed at random times 20 times over; make test has a short version.
 test-kill: .venv/installed

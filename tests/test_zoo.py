@@ -50,7 +50,7 @@ ADAM = dict.fromkeys(NAMES, (0.02, 50)) | {
     "corpus-quadratics-sparse": (0.3, 60),
     "corpus-bowls-any-unit": (0.3, 60),
     "ratings-factors": (0.05, 80),
-    "normalised-textures": (0.001, 700),
+    "normalised-textures": (0.003, 1100),
 }
 """A learning rate and a number of steps with which losses fall."""
 
