@@ -73,16 +73,22 @@ def numbered(name: str, param: Tensor) -> Tensor:
     return torch.arange(param.numel(), device=param.device).reshape(param.shape) if numbers is None else numbers
 
 
-def tensor_means(values: Mapping[str, Sequence[Tensor]], params: Tensors) -> Tensors:
+def tensor_means(values: Tensors, params: Tensors) -> Tensors:
     """The mean over the coordinates of each parameter, whole also where the parameter is sharded; 0 if it has none.
 
     Args:
-        values: By parameter name tensors of shapes ``param.shape + (...,)``, F numbers of a coordinate together.
+        values: By parameter name, shape ``param.shape + (...)``.
         params: The parameters by name, at least those of ``values``.
 
     Returns:
-        Shape (F,), of one tensor's after the other's.
+        Shape (...).
     """
+    means = _means({name: [value] for name, value in values.items()}, params)
+    return {name: mean.reshape(values[name].shape[params[name].dim() :]) for name, mean in means.items()}
+
+
+def _means(values: Mapping[str, Sequence[Tensor]], params: Tensors) -> Tensors:
+    """Likewise of several tensors for each parameter, shape (F,), of one tensor's after the other's."""
     whole = totals({name: _summed(parts, params[name]) for name, parts in values.items()})
     return {name: sums[:-1] / sums[-1].clamp(min=1) for name, sums in whole.items()}
 
@@ -91,8 +97,9 @@ def _summed(parts: Sequence[Tensor], param: Tensor) -> Tensor:
     """Sums over the coordinates, and their number."""
     if len(parts) > 1 and param.numel() < APART:
         parts = [torch.cat([*parts], dim=-1)]
-    rows = [part.flatten(0, param.dim() - 1) if param.dim() else part.unsqueeze(0) for part in parts]  # (n, F) each
-    return torch.cat([*(row.sum(dim=0) for row in rows), parts[0].new_full((1,), param.numel())])
+    if param.dim():
+        parts = [part.flatten(0, param.dim() - 1).sum(dim=0) for part in parts]
+    return torch.cat([*(part.flatten() for part in parts), parts[0].new_full((1,), param.numel())])
 
 
 def marked_means(values: Mapping[str, Sequence[Tensor]], marks: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
@@ -112,7 +119,7 @@ def marked_means(values: Mapping[str, Sequence[Tensor]], marks: Tensors, params:
         mark = marks[name].unsqueeze(-1)
         counted = parts if everywhere else [torch.where(mark, part, 0.0) for part in parts]
         both[name] = [*counted, mark.to(parts[0].dtype)]
-    whole = tensor_means(both, params)  # (F + 1,)
+    whole = _means(both, params)  # (F + 1,)
     shares = {name: mean[-1] for name, mean in whole.items()}
     means = {name: mean[:-1] / torch.where(shares[name] > 0, shares[name], 1.0) for name, mean in whole.items()}
     return means, {name: share > 0 for name, share in shares.items()}

@@ -264,7 +264,9 @@ class LSTMRule(Rule):
 
     def _normalised(self, outputs: Tensors, params: Tensors) -> Tensors:
         """From direction d, size r and whether a coordinate counts to d / rms(d) * 10^tanh(mean(r))."""
-        means = tensor_means({name: [out[..., :1].square(), out[..., 1:]] for name, out in outputs.items()}, params)
+        means = tensor_means(
+            {name: torch.cat((out[..., :1].square(), out[..., 1:]), dim=-1) for name, out in outputs.items()}, params
+        )
         updates = {}
         for name, out in outputs.items():
             square, size, counted = means[name].unbind(-1)
