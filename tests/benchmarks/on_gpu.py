@@ -26,11 +26,10 @@ def exactly(call: Call) -> Call:
     """The same without TensorFloat-32."""
 
     def inside() -> Any:
-        before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-        try:
+        cudnn = torch.backends.cudnn
+        # Not `cudnn.allow_tf32 = False`, which torch refuses once anything imported its own test utilities.
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, allow_tf32=False):
             return call()
-        finally:
-            torch.backends.cudnn.allow_tf32 = before
 
     return inside
 
