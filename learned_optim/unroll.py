@@ -71,8 +71,8 @@ def unroll(
         first_order: Treats the gradients handed to the rule as constants, as Andrychowicz et al. 2016 and
             first-order MAML do: no second derivatives. phi and theta_0 keep their own gradients.
         guard: Keeps the steps within a trust region. Its memory is added to the returned state.
-        flat_memory: Recomputes the steps in the backward pass: with n, memory holds parameters and states at every n-th
-            boundary of steps and n steps beside them, with True ten. See `FlatSteps`.
+        flat_memory: Recomputes the steps in the backward pass, but for the last n: memory holds parameters and states
+            at every n-th boundary of steps and n steps beside them. True is ten. See `FlatSteps`.
 
     Raises:
         ValueError: ``steps`` is negative or no whole number, ``batches`` ends early, the loss is no scalar, or
@@ -104,12 +104,12 @@ def unroll(
     losses: list[Tensor] = []
     stream = _arguments(batches, steps)
     while len(losses) < steps:
-        if flat is None:
+        if flat is not None and not losses:
+            loss, params, state = flat.watched(params, state, next(stream))
+            losses.append(loss)
+        elif flat is None or steps - len(losses) <= at_once:  # the backward pass begins with the last ones
             loss, grads = value_and_grad(loss_fn, params, next(stream))
             params, state = advance(params, state, grads)
-            losses.append(loss)
-        elif not losses:
-            loss, params, state = flat.watched(params, state, next(stream))
             losses.append(loss)
         else:
             more, params, state = flat.recomputed(params, state, [*islice(stream, at_once)])
