@@ -98,6 +98,7 @@ RULES: dict[str, MakeRule] = {
     "lstm-moves-unseen": lstm(move_unseen=True),
     "lstm-moments": lstm(features="moments"),
     "lstm-both-shortcut": lstm(features=("log_sign", "moments"), shortcut=True),
+    "lstm-secants": lstm(features="plain", secants=2, shortcut=True),
     "lstm-moments-unbounded": lstm(features="moments", bounded=False),
     "lstm-plain": lstm(features=("plain", "step_count"), num_layers=1),
     "lstm-magnitude": lstm(features=("moments", "magnitude"), num_layers=1),
@@ -121,6 +122,9 @@ OPTIMIZERS: dict[str, Callable[..., RuleOptimizer]] = {
     ),
     "LSTMOptimizer-normalised": lambda params, **options: LSTMOptimizer(
         params, rule=seeded_rule("lstm-normalised", {}), **options
+    ),
+    "LSTMOptimizer-secants": lambda params, **options: LSTMOptimizer(
+        params, rule=seeded_rule("lstm-secants", {}), **options
     ),
     "LSTMOptimizer-horizon": lambda params, **options: LSTMOptimizer(
         params, rule=seeded_rule("lstm-counts-to-horizon", {}), **options

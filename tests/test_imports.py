@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = ["learned_optim", "meta_init", "lightning_modules"]
 INSIDE = [
     "types", "eager", "together", "entry", "seeds", "reduction", "rule", "sharding", "cells", "features", "horizon",
-    "invariance", "compiling", "chunks",
+    "secants", "invariance", "compiling", "chunks",
     "kernels", "fused", "rules", "guard", "captured", "pullback", "flat_memory", "unroll", "sampled", "joined",
     "normalisation", "pickles", "data", "checkpoint", "group_options", "state_layout", "devices", "moving",
     "rule_optimizer", "optimizers", "higher_bridge", "problems", "instances", "imitation", "race",

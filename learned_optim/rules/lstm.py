@@ -16,6 +16,7 @@ from learned_optim.fused import cells_, fusible
 from learned_optim.horizon import checked_horizon, within
 from learned_optim.reduction import all_finite, all_marked, tensor_means
 from learned_optim.rule import Rule, Scope, overwrite
+from learned_optim.secants import init_secants, quasi_newton
 from learned_optim.types import RuleState, Scalar, Tensors
 
 
@@ -49,6 +50,10 @@ class LSTMRule(Rule):
         normalised: Whether the output is divided by its root mean square over the tensor, so that the rule chooses a
             direction, and a step between a tenth and ten times ``output_scale``. Coordinates that do not move do not
             count. The rule then looks at whole tensors.
+        secants: m; with it, the direction of limited-memory BFGS from the last m steps, in units of ``output_scale``,
+            is one more input, and the shortcut starts with it alone, as that method with steps of length 1. For losses
+            that are, or nearly are, functions of the parameters alone, with no or large minibatches: 2 m + 2 more
+            numbers per coordinate. The rule then looks at whole tensors.
         horizon: The number of steps after which updates shrink as horizon / t, and ``"step_count"`` stands still, so
             that a rule settles where it would otherwise go on with what it never was trained for; None for never. It
             may be set as an attribute too, before an optimizer begins.
@@ -61,14 +66,16 @@ class LSTMRule(Rule):
             is set. Not a part of `config`.
 
     The LSTM runs in the dtype of its weights, whatever the dtype of the parameters; so does its state, per coordinate
-    ``hidden_i`` and ``cell_i`` of shape ``param.shape + (H,)`` for each layer i, beside what the features remember;
-    with a horizon, ``step`` per tensor.
+    ``hidden_i`` and ``cell_i`` of shape ``param.shape + (H,)`` for each layer i, beside what the features and secants
+    remember; with a horizon or secants, ``step`` per tensor.
 
     Raises:
-        ValueError: An unknown feature, a size, scale or horizon out of range, or a ``state_dtype`` that is none.
+        ValueError: An unknown feature, a size, scale, horizon or number of secants out of range, or a ``state_dtype``
+            that is none.
 
     Source: Andrychowicz et al. 2016, section 2.1; Lv et al. 2017, section 4, for ``"moments"`` and ``bounded``;
-    Wichrowska et al. 2017, section 3.2, and Celo2 2026 for an update that is normalised over its tensor.
+    Wichrowska et al. 2017, section 3.2, and Celo2 2026 for an update that is normalised over its tensor;
+    `learned_optim.secants` for those.
     Deviations: ``move_unseen=False``; the forget gate's bias starts at 1; the length of a normalised step is the rule's
     own.
     """
@@ -86,6 +93,7 @@ class LSTMRule(Rule):
         shortcut: bool = False,
         move_unseen: bool = False,
         normalised: bool = False,
+        secants: int = 0,
         horizon: int | None = None,
         state_dtype: torch.dtype | str | None = None,
     ) -> None:
@@ -105,15 +113,18 @@ class LSTMRule(Rule):
         self.output_scale = float(output_scale)
         if bounded is None:
             bounded = not normalised and any(FEATURES[name].bounded for name in self.features)
+        if not 0 <= secants <= 100:
+            raise ValueError(f"LSTMRule: secants must be from 0 to 100, got {secants}")
         self.state_dtype = state_dtype
         self.compiled = False
         self.horizon = horizon
         if bounded and normalised:
             raise ValueError("LSTMRule: an output is bounded or normalised, not both")
         self.bounded, self.normalised, self.move_unseen = bounded, normalised, move_unseen
-        if normalised:
+        self.secants = secants
+        if normalised or secants:
             self.scope = "tensor"
-        inputs = sum(FEATURES[name].size for name in self.features)
+        inputs = sum(FEATURES[name].size for name in self.features) + (secants > 0)
         sizes = [inputs, *[hidden_size] * (num_layers - 1)]
         self.weights = nn.ParameterList(torch.empty(4 * hidden_size, size + hidden_size) for size in sizes)
         self.biases = nn.ParameterList(torch.empty(4 * hidden_size) for _ in sizes)
@@ -156,8 +167,8 @@ class LSTMRule(Rule):
                 bias[self.hidden_size : 2 * self.hidden_size] = 1.0
             self.head.reset_parameters()
             if self.shortcut is not None:
-                descent = [weight for feature in self._features for weight in feature.descent]
-                self.shortcut.copy_(0.3 / len(self.features) * torch.tensor(descent))
+                descent = [0.3 / len(self.features) * each for feature in self._features for each in feature.descent]
+                self.shortcut.copy_(torch.tensor([0.0] * len(descent) + [1.0] if self.secants else descent))
                 self.head.weight.zero_()
             self.head.bias.zero_()
 
@@ -168,7 +179,9 @@ class LSTMRule(Rule):
             state: Tensors = {}
             for feature in self._features:
                 state |= feature.init_state(param, dtype=dtype)
-            if self.horizon is not None and "step" not in state:
+            if self.secants:
+                state |= init_secants(param, self.secants, dtype=dtype)
+            if self._counted and "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
             for i in range(self.num_layers):
                 for key in (f"hidden_{i}", f"cell_{i}"):
@@ -180,8 +193,11 @@ class LSTMRule(Rule):
     def forward(self, grads: Tensors, state: RuleState, params: Tensors) -> tuple[Tensors, RuleState]:
         updates: Tensors = {}
         per_param = dict(state.per_param)
+        grads = {name: grad.to(self.head.weight.dtype) for name, grad in grads.items()}
+        directions, remembered = self._directions(grads, per_param, params)
         for name, grad in grads.items():
-            updates[name], per_param[name] = self._output(grad.to(self.head.weight.dtype), state.per_param[name])
+            own = per_param[name] | remembered.get(name, {})
+            updates[name], per_param[name] = self._output(grad, own, directions.get(name))
         if self.normalised:
             updates = self._normalised(updates, params)
         updates = {name: self._scale(per_param[name], u) * u for name, u in updates.items()}
@@ -225,21 +241,44 @@ class LSTMRule(Rule):
             overwrite(state.per_param[name], remembered[name], where=finite)
         return outs, finite & all_finite(outs)
 
+    @property
+    def _counted(self) -> bool:
+        """Whether the state counts steps, whatever the features do."""
+        return self.horizon is not None or self.secants > 0
+
+    def _directions(
+        self, grads: Tensors, per_param: dict[str, Tensors], params: Tensors
+    ) -> tuple[Tensors, dict[str, Tensors]]:
+        """With secants, their input for every tensor and their memory after the step."""
+        if not self.secants:
+            return {}, {}
+        begun = {name: per_param[name]["step"] > 0 for name in grads}
+        directions, remembered = quasi_newton(grads, per_param, params, begun)
+        return {name: direction / self.output_scale for name, direction in directions.items()}, remembered
+
     def _inputs(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
-        """All features, shape (..., F), and what they remember."""
+        """All features of a gradient, shape (..., F), and what they remember."""
         inputs: list[Tensor] = []
         remembered: Tensors = {}
         for feature in self._features:
             values, new = feature(grad, state)
             inputs.append(values)
             remembered |= new
-        if self.horizon is not None and "step" not in remembered:
+        if self._counted and "step" not in remembered:
             remembered["step"] = state["step"] + 1
         return torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0], remembered
 
-    def _output(self, grad: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
-        """What the head says of each coordinate, shape (...), normalised (..., 3); and the new state."""
+    def _output(self, grad: Tensor, state: Tensors, direction: Tensor | None) -> tuple[Tensor, Tensors]:
+        """What the head says of each coordinate, shape (...), normalised (..., 3); and the new state.
+
+        Args:
+            grad: The gradient.
+            state: Before the step, but for the memory of secants.
+            direction: One more input, shape (...).
+        """
         features, remembered = self._inputs(grad, state)
+        if direction is not None:
+            features = torch.cat((features, direction.unsqueeze(-1)), dim=-1)
         x, new = features, state | remembered
 
         seen = None if self.move_unseen or all_marked([grad != 0]) else ever_seen(grad, state["cell_0"])
@@ -289,6 +328,7 @@ class LSTMRule(Rule):
             "shortcut": self.shortcut is not None,
             "move_unseen": self.move_unseen,
             "normalised": self.normalised,
+            **({"secants": self.secants} if self.secants else {}),
             **{key: value for key, value in kept.items() if value is not None},
         }
 

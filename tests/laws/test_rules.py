@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from learned_optim import LSTMRule, RuleState, bind, unroll
+from learned_optim import LSTMRule, RuleState, apply_updates, bind, unroll
 from learned_optim.cells import lstm_cell
 from learned_optim.features import FEATURES
 from learned_optim.joined import JoinedUpdate, joinable
 from learned_optim.sampled import SampledUpdate
+from learned_optim.secants import CURVED, REACH
 from tests.specs import RULES, seeded_rule, small_problem
 
 rules = pytest.mark.parametrize("name", RULES)
@@ -65,7 +66,7 @@ def test_structure(name):
 def test_locality(name):
     """A coordinatewise rule commutes with permuting and splitting a tensor, one that takes means with permuting."""
     rule, *_ = trajectory(name, 0)
-    averages = name.startswith(("lstm-normalised", "hierarchical"))
+    averages = name in TENSORWISE or name.startswith("hierarchical")
     if rule.scope != "coordinate" and not averages:
         # Rates belong to places or tensors, a network's mean to the network, and a map routes whole tensors.
         assert name in ("meta_sgd", "lslr", "shared-state", "map")
@@ -81,6 +82,7 @@ def test_locality(name):
         state, params = RuleState({"p": own}, state.shared), {"p": torch.zeros(len(columns), dtype=torch.float64)}
         for grad in grads:
             updates, state = rule({"p": grad[columns]}, state, params)
+            params = apply_updates(params, updates)
         return updates["p"]
 
     whole = run(torch.arange(10))
@@ -209,7 +211,7 @@ def test_what_never_had_a_gradient_does_not_move(name):
 
 @rules
 def test_zero_gradients_first_leave_a_fresh_state(name):
-    """All but the count of steps."""
+    """All but the count of steps, and the point where they were taken."""
     problem = small_problem()
     rule = seeded_rule(name, problem.params)
     fresh = rule.init_state(problem.params)
@@ -217,8 +219,10 @@ def test_zero_gradients_first_leave_a_fresh_state(name):
     _, state = rule(zeros, fresh, problem.params)
     for own in state.per_param.values():
         assert own.pop("step", 1) == 1
+        own.pop("theta", None)
     for own in fresh.per_param.values():
         own.pop("step", None)
+        own.pop("theta", None)
     if not name.endswith("moves-unseen"):
         assert_close(tuple(state), tuple(fresh), rtol=0, atol=0)
 
@@ -279,14 +283,43 @@ def slow_features(features, grads, horizon):
     return rows
 
 
-def slow_lstm(rule, grads):
-    """What the heads say of one coordinate at each step, a transcription of the papers."""
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def slow_directions(number, grads, points):
+    """The directions of limited-memory BFGS at each step, a transcription of the paper's two loops."""
+    rows = []
+    for t, g in enumerate(grads):
+        secants = []
+        for i in range(max(1, t - number + 1), t + 1):
+            s = [now - before for now, before in zip(points[i], points[i - 1], strict=True)]
+            y = [now - before for now, before in zip(grads[i], grads[i - 1], strict=True)]
+            secants.append((s, y, dot(s, y)))
+        longest = max((dot(s, s) for s, _, _ in secants), default=0.0)
+        secants = [(s, y, sy) for s, y, sy in secants if sy > CURVED * math.sqrt(dot(s, s) * dot(y, y)) > 0]
+        q, shares = g, []
+        for s, y, sy in reversed(secants):
+            shares.append(dot(s, q) / sy)
+            q = [a - shares[-1] * b for a, b in zip(q, y, strict=True)]
+        scale = secants[-1][2] / dot(secants[-1][1], secants[-1][1]) if secants else 1 / max(1, math.sqrt(dot(g, g)))
+        r = [scale * a for a in q]
+        for (s, y, sy), share in zip(secants, reversed(shares), strict=True):
+            back = dot(y, r) / sy
+            r = [a + (share - back) * b for a, b in zip(r, s, strict=True)]
+        far = REACH**2 * longest < dot(r, r) and longest > 0
+        rows.append([-a * (REACH * math.sqrt(longest / dot(r, r)) if far else 1) for a in r])
+    return rows
+
+
+def slow_lstm(rule, grads, more):
+    """What the heads say of one coordinate at each step, a transcription of the papers; more inputs are given."""
     size = rule.hidden_size
     hidden = [[0.0] * size for _ in rule.weights]
     cell = [[0.0] * size for _ in rule.weights]
     outputs = []
-    for row in slow_features(rule.features, grads, rule.horizon or math.inf):
-        x = row
+    for own, added in zip(slow_features(rule.features, grads, rule.horizon or math.inf), more, strict=True):
+        x = row = own + added
         for layer, (weight, bias) in enumerate(zip(rule.weights, rule.biases, strict=True)):
             joined = [*x, *hidden[layer]]
             gate = [
@@ -308,9 +341,13 @@ def slow_lstm(rule, grads):
     return outputs
 
 
-def slow_updates(rule, grads):
+def slow_updates(rule, grads, points):
     """Updates of all coordinates of one tensor, by steps."""
-    coordinates = [slow_lstm(rule, own) for own in zip(*grads, strict=True)]
+    directions = slow_directions(rule.secants, grads, points) if rule.secants else grads
+    coordinates = [
+        slow_lstm(rule, own, [[d / rule.output_scale] if rule.secants else [] for d in way])
+        for own, way in zip(zip(*grads, strict=True), zip(*directions, strict=True), strict=True)
+    ]
     updates = []
     for heads in zip(*coordinates, strict=True):
         if rule.normalised:
@@ -330,11 +367,13 @@ def test_lstm_equals_the_slow_reference_over_100_steps(name):
     torch.manual_seed(1)
     grads = torch.randn(100, 5, dtype=torch.float64) * torch.tensor([1e-6, 1e-3, 1.0, 1e2, 1.0], dtype=torch.float64)
     params = {"p": torch.zeros(5, dtype=torch.float64)}
-    state, ours = rule.init_state(params), []
+    state, ours, points = rule.init_state(params), [], []
     for grad in grads:
+        points.append(params["p"].tolist())
         updates, state = rule({"p": grad}, state, params)
         ours.append(updates["p"].detach())
-    slow = torch.tensor(slow_updates(rule, grads.tolist()), dtype=torch.float64)
+        params = apply_updates(params, {"p": ours[-1]})
+    slow = torch.tensor(slow_updates(rule, grads.tolist(), points), dtype=torch.float64)
     assert_close(torch.stack(ours), slow, rtol=1e-9, atol=1e-12)
 
 
@@ -369,10 +408,13 @@ def test_features_have_finite_derivatives_at_zero(name):
     assert bool(torch.isfinite(values).all())
 
 
-NOT_SAMPLED = ("meta_sgd", "lslr", "shared-state", "map", "lstm-normalised", "lstm-normalised-moves-unseen")
+NOT_SAMPLED = ("meta_sgd", "lslr", "shared-state", "map")
+TENSORWISE = ("lstm-normalised", "lstm-normalised-moves-unseen", "lstm-secants")
 
 
-@pytest.mark.parametrize("name", [n for n in RULES if n not in NOT_SAMPLED and not n.startswith("hierarchical")])
+@pytest.mark.parametrize(
+    "name", [n for n in RULES if n not in NOT_SAMPLED + TENSORWISE and not n.startswith("hierarchical")]
+)
 def test_sampling_all_coordinates_is_the_plain_first_order_meta_gradient(name):
     problem = small_problem()
     rule = seeded_rule(name, problem.params)
@@ -399,15 +441,7 @@ def test_sampling_all_coordinates_is_the_plain_first_order_meta_gradient(name):
     assert error < 3 * typical / math.sqrt(60)
 
 
-NOT_JOINED = (
-    "meta_sgd",
-    "lslr",
-    "shared-state",
-    "map",
-    "map-by-rank",
-    "lstm-normalised",
-    "lstm-normalised-moves-unseen",
-)
+NOT_JOINED = ("meta_sgd", "lslr", "shared-state", "map", "map-by-rank", *TENSORWISE)
 
 
 @pytest.mark.parametrize("first_order", [True, False])
