@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -29,9 +30,8 @@ def steps_in_chunks(rule: Rule, grads: Tensors, state: RuleState) -> bool:
     values = [*grads.values()]
     if not may_look(values) or any(grad.numel() == 0 for grad in values):
         return False
-    if len({grad.dtype for grad in values}) > 1 or not all(
-        tensor.is_contiguous() for name in grads for tensor in state.per_param[name].values()
-    ):
+    own = chain.from_iterable(state.per_param[name].values() for name in grads)
+    if len({grad.dtype for grad in values}) > 1 or not all(map(Tensor.is_contiguous, own)):
         return False
     most = largest(as_one(grads[name] for name in names) for names in small_together(grads)).max()
     return bool(most < LARGE) and _finite(rule.parameters())
@@ -74,18 +74,21 @@ def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState, *, compiled: bo
         for pieces in _chunks(parts):
             grad, _, *values = (same[0] if len(same) == 1 else torch.cat(same) for same in zip(*pieces, strict=True))
             own = dict(zip(keys, values, strict=True)) | clock
-            take = compiled_step() if compiled and len(grad) == CHUNK else step
+            take = compiled_step() if compiled and grad.numel() == CHUNK else step
             out, new = take(rule, {_ALL: grad}, RuleState({_ALL: own}, state.shared))
             after = [out[_ALL]]
             if _finite(after):
                 after += [new.per_param[_ALL][key] for key in keys]
-            sizes = [len(piece[0]) for piece in pieces]
+            sizes = [piece[0].numel() for piece in pieces]
             places = [piece[place] for place in range(1, len(after) + 1) for piece in pieces]
             values = after if len(pieces) == 1 else [part for value in after for part in torch.split(value, sizes)]
             torch._foreach_copy_(places, values)
         if clocks:
             torch._foreach_copy_(clocks, [new.per_param[_ALL]["step"]] * len(clocks))
-    return {name: place.view(grads[name].shape) for name, place in flat_updates.items()}
+    return {
+        name: place if grads[name].dim() == 1 else place.view(grads[name].shape)
+        for name, place in zip(grads, flat, strict=True)
+    }
 
 
 def _of_one_age(per_param: dict[str, Tensors], grads: Tensors) -> Iterable[list[str]]:
@@ -107,7 +110,7 @@ def _chunks(flat: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
     pieces: list[list[Tensor]] = []
     room = CHUNK
     for tensors in flat:
-        size, start = len(tensors[0]), 0
+        size, start = tensors[0].numel(), 0  # ``len`` of a tensor takes far longer
         while start < size:
             taken = min(room, size - start)
             pieces.append(tensors if taken == size else [tensor[start : start + taken] for tensor in tensors])

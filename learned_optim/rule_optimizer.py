@@ -19,7 +19,15 @@ from learned_optim.guard import Guard
 from learned_optim.moving import move_
 from learned_optim.reduction import all_zero, completing
 from learned_optim.rule import Rule, oriented, overwrite
-from learned_optim.sharding import aligned, beside, completion, distributed_like, inside_partition, is_sharded, local
+from learned_optim.sharding import (
+    aligned,
+    beside,
+    completion,
+    distributed_like,
+    inside_partition,
+    is_sharded,
+    local_parts,
+)
 from learned_optim.state_layout import begun, blank, check_state_dict, coordinate_keys, plain, state_bytes
 from learned_optim.types import RuleState, Scalar, Tensors
 
@@ -253,9 +261,7 @@ class RuleOptimizer(Optimizer):
                 network.setdefault(name, value)
         if entry.SKIPPED not in network:
             network[entry.SKIPPED] = torch.zeros((), dtype=torch.int64, device=self._first().device)
-        own, memory = entry.divided(
-            {key: {name: local(value) for name, value in self.state[p].items()} for key, p in owners.items()}
-        )
+        own, memory = entry.divided({key: local_parts(self.state[p], p) for key, p in owners.items()})
         return RuleState(own, entry.part(network, entry.SHARED)), memory
 
     def _carry_along(self, owners: Tensors) -> None:

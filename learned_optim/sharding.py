@@ -31,6 +31,11 @@ def local(tensor: Tensor) -> Tensor:
     return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
 
 
+def local_parts(tensors: Tensors, param: Tensor) -> Tensors:
+    """The same of each of the tensors that lie beside a parameter."""
+    return {key: local(value) for key, value in tensors.items()} if is_sharded(param) else tensors
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of it; an ordinary tensor itself."""
     return cast(Any, tensor).full_tensor() if is_sharded(tensor) else tensor

@@ -13,7 +13,7 @@ SMALL = 4096
 """Tensors of fewer coordinates are put together."""
 
 
-def small_together(tensors: Tensors, kind: Callable[[str], Hashable] = lambda _: None) -> Iterable[list[str]]:
+def small_together(tensors: Tensors, kind: Callable[[str], Hashable] | None = None) -> Iterable[list[str]]:
     """Names of tensors that can be taken `as_one`: small ones of one dtype, device and ``kind``; others are alone.
 
     While compiling all are alone, because the compiler puts together what it likes.
@@ -21,8 +21,10 @@ def small_together(tensors: Tensors, kind: Callable[[str], Hashable] = lambda _:
     found: dict[Hashable, list[str]] = {}
     compiling = torch.compiler.is_compiling()
     for name, value in tensors.items():
-        alone = compiling or value.numel() >= SMALL
-        found.setdefault(name if alone else (value.dtype, value.device, kind(name)), []).append(name)
+        if compiling or value.numel() >= SMALL:
+            found[name] = [name]
+        else:
+            found.setdefault((value.dtype, value.device, kind and kind(name)), []).append(name)
     return found.values()
 
 

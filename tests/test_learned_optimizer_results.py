@@ -52,7 +52,9 @@ def test_each_race_is_that_of_its_row(name):
     assert (result.problem, result.steps) == (row.problem, row.steps)
     assert f"race {name}" in result.command
     learned = [entry for entry in result.entries if not entry.hand_designed]
-    assert [entry.name for entry in learned] == [f"LSTM ({row.checkpoint})"]
+    assert [entry.name for entry in learned] == [
+        f"LSTM ({row.checkpoint})", *(f"untrained ({name.partition(':')[2]})" for name in row.beside)
+    ]  # fmt: skip
     assert {entry.name for entry in result.entries if entry.hand_designed} == {
         BASELINES[name].name for name in row.baselines
     }

@@ -15,6 +15,7 @@ from learned_optim.race import (
     Entrant,
     Job,
     RaceError,
+    entrant,
     race,
     repeat,
     third_decades,
@@ -259,6 +260,20 @@ def test_processes_change_nothing_but_the_time(name):
     options = {"steps": 6, "seeds": 2, "tune": True, "tuning_seeds": 1}
     one, two = (race(family, optimizers, jobs=jobs, **options) for jobs in (1, 2))
     assert timeless(one) == timeless(two)
+
+
+def test_what_is_untrained_has_the_rule_and_the_guard_but_not_the_weights():
+    names = ["untrained:mnist-mlp", "lstm:mnist-mlp"]
+    before = torch.get_rng_state()
+    first, again = (race("quadratics", names, steps=6, seeds=2) for _ in range(2))
+    assert timeless(first) == timeless(again)
+    assert torch.equal(torch.get_rng_state(), before)
+    fresh, trained = (entrant(name).make([torch.nn.Parameter(torch.ones(2))]) for name in names)
+    assert fresh.rule.config() == trained.rule.config()
+    assert fresh.guard == trained.guard
+    assert fresh.rule.state_dict().keys() == trained.rule.state_dict().keys()
+    assert not torch.equal(fresh.rule.weights[0], trained.rule.weights[0])
+    assert [entry.hand_designed for entry in first.entries] == [False, False]
 
 
 def small_network():

@@ -246,6 +246,10 @@ BAD = {
     "rate": (lambda: race("quadratics", ["adam@fast"]), "'adam@fast': a learning rate must be .* got 'fast'"),
     "negative rate": (lambda: race("quadratics", ["adam@-1"]), "must be a finite number > 0, got '-1'"),
     "other rule": (lambda: race("quadratics", ["lstm:omniglot-5w1s-maml"]), "holds no LSTMRule but a .*; use rule:"),
+    "nothing to begin with": (
+        lambda: race("quadratics", ["untrained:omniglot-5w1s-maml"]),
+        "holds a SGDRule, which has no weights to begin with",
+    ),
     "does not fit": (
         lambda: race("quadratics", ["rule:omniglot-5w1s-meta-sgd"]),
         r"MetaSGDRule \(omniglot-5w1s-meta-sgd\) cannot be made for this problem: MetaSGD: no rates",

@@ -45,6 +45,7 @@ class Row:
         seeds: Test problems.
         tuning_seeds: Validation problems.
         baselines: The tuned optimizers.
+        beside: Others that run with them.
     """
 
     checkpoint: str
@@ -55,6 +56,7 @@ class Row:
     seeds: int = 5
     tuning_seeds: int = 3
     baselines: tuple[str, ...] = tuple(BASELINES)
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,15 @@ CHECKPOINTS = {
     ),
 }
 
+_UNTRAINED = ("untrained:quadratic",)
 _NEW = "another network"
 _MOST = tuple(name for name in BASELINES if name != "adamw")
 ROWS = {
-    "quadratics-100": Row("quadratic", "quadratics", 100, 0.5, "trained on such", 50, 10),
-    "quadratics-uniform-100": Row("quadratic", "quadratics-uniform", 100, 1.0, "another distribution", 50, 10),
-    "quadratics-1000": Row("quadratic", "quadratics", 1000, 1.0, "ten times its horizon", 50, 10),
+    "quadratics-100": Row("quadratic", "quadratics", 100, 0.5, "trained on such", 50, 10, beside=_UNTRAINED),
+    "quadratics-uniform-100": Row(
+        "quadratic", "quadratics-uniform", 100, 1.0, "another distribution", 50, 10, beside=_UNTRAINED
+    ),
+    "quadratics-1000": Row("quadratic", "quadratics", 1000, 1.0, "ten times its horizon", 50, 10, beside=_UNTRAINED),
     "mnist-mlp-100": Row("mnist-mlp", "mnist-mlp", 100, 0.9, "trained on it"),
     "mnist-mlp-200": Row("mnist-mlp", "mnist-mlp", 200, 0.9, "trained on it"),
     "mnist-mlp-1000": Row("mnist-mlp", "mnist-mlp", 1000, 1.0, "its longest horizon"),
@@ -178,7 +183,7 @@ def run(name: str, jobs: int, *, only_learned: bool) -> None:
 
         result = race(
             row.problem,
-            [f"lstm:{row.checkpoint}", *baselines],
+            [f"lstm:{row.checkpoint}", *row.beside, *baselines],
             steps=row.steps,
             seeds=row.seeds,
             tune=True,
@@ -304,7 +309,7 @@ def _rows(results: dict[str, RaceResult], *, linked: bool = False) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
-        row, (learned, best, ratio) = ROWS[name], compared(result)
+        row, (learned, best, ratio) = ROWS[name], compared(result, ROWS[name].checkpoint)
         race_of = f"{row.checkpoint} on {row.problem}"
         lines.append(
             f"| {f'[{race_of}](#{name})' if linked else race_of}, {row.known} | {row.steps:,} | {learned:.4g} | "
@@ -314,9 +319,9 @@ def _rows(results: dict[str, RaceResult], *, linked: bool = False) -> list[str]:
     return lines
 
 
-def compared(result: RaceResult) -> tuple[float, float, Interval]:
+def compared(result: RaceResult, checkpoint: str) -> tuple[float, float, Interval]:
     """Final loss of the learned optimizer and of the best tuned one, means over problems, and their ratio."""
-    (learned,) = [entry for entry in result.entries if not entry.hand_designed]
+    learned = result.entry(f"LSTM ({checkpoint})")
     ratio = result.ratio(learned)
     assert result.best is not None  # every row has baselines
     assert ratio is not None  # and losses above 0

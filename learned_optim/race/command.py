@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         metavar="NAME,...",
         help=f"hand-designed: {', '.join(BASELINES)}, with @RATE for a fixed learning rate, as in adam@0.01; learned: "
-        "lstm:NAME, hierarchical:NAME or rule:NAME (of any rule), with a bundled checkpoint or a file",
+        "lstm:NAME, hierarchical:NAME or rule:NAME (of any rule), with a bundled checkpoint or a file; untrained:NAME, "
+        "the same before its training",
     )
     parser.add_argument("--steps", type=int, default=200, metavar="N", help="steps of each run (%(default)s)")
     parser.add_argument("--seeds", type=int, default=5, metavar="S", help="test problems (%(default)s)")

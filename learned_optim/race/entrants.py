@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from learned_optim.checkpoint import load_checkpoint, read_guard
@@ -115,21 +116,37 @@ def _rule(checkpoint: str) -> Entrant:
     return Entrant(f"{kind} ({checkpoint})", partial(_of_checkpoint, checkpoint=checkpoint), hand_designed=False)
 
 
+def _without_training(params: Any, *, checkpoint: str) -> Optimizer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rule = Rule.rebuilt(load_checkpoint(checkpoint).described())
+    return RuleOptimizer(params, rule, guard=read_guard(checkpoint) or False)
+
+
+def _untrained(checkpoint: str) -> Entrant:
+    rule = load_checkpoint(checkpoint)
+    if not isinstance(rule, (LSTMRule, HierarchicalRNNRule)):
+        raise RaceError(f"untrained:{checkpoint} holds a {type(rule).__name__}, which has no weights to begin with")
+    return Entrant(f"untrained ({checkpoint})", partial(_without_training, checkpoint=checkpoint), hand_designed=False)
+
+
 LEARNED: dict[str, Callable[[str], Entrant]] = {
     "lstm": partial(_named, "lstm", "LSTM", LSTMRule, LSTMOptimizer),
     "hierarchical": partial(_named, "hierarchical", "hierarchical RNN", HierarchicalRNNRule, HierarchicalRNNOptimizer),
     "rule": _rule,
+    "untrained": _untrained,
 }
 """What can be made of a checkpoint: ``lstm:NAME`` by `LSTMOptimizer`, ``hierarchical:NAME`` by
-`HierarchicalRNNOptimizer`, ``rule:NAME`` whatever its rule is; with the guard that it has by default."""
+`HierarchicalRNNOptimizer`, ``rule:NAME`` whatever its rule is; with the guard that it has by default.
+``untrained:NAME`` is the same rule with weights as its training could begin with, drawn under a seed."""
 
 
 def entrant(name: str) -> Entrant:
     """The optimizer of a name.
 
     Args:
-        name: A key of `BASELINES`, with ``@RATE`` behind it for a fixed learning rate; or ``lstm:NAME``,
-            ``hierarchical:NAME`` or ``rule:NAME`` for a checkpoint, bundled or a file.
+        name: A key of `BASELINES`, with ``@RATE`` behind it for a fixed learning rate; or one of `LEARNED` with the
+            name of a checkpoint, bundled or a file.
 
     Raises:
         RaceError: There is no such optimizer, or no such rate.
@@ -142,7 +159,7 @@ def entrant(name: str) -> Entrant:
     if base not in BASELINES:
         raise RaceError(
             f"unknown optimizer {name!r}; there are {', '.join(BASELINES)} (with a fixed learning rate: adam@0.01), "
-            "and lstm:NAME, hierarchical:NAME and rule:NAME for a checkpoint"
+            f"and {', '.join(f'{kind}:NAME' for kind in LEARNED)} for a checkpoint"
         )
     if not has_rate:
         return BASELINES[base]
