@@ -219,6 +219,8 @@ CASES = {
         ValueError,
         "MetaLearnerLSTMRule: hidden_size must be >= 1, got 0",
     ),
+    "negative secants": (lambda: LSTMRule(secants=-1), ValueError, "secants must be a whole number from 0 .* got -1"),
+    "half a secant": (lambda: LSTMRule(secants=2.5), ValueError, "secants must be a whole number from 0 .* got 2.5"),
     "output scale": (lambda: LSTMRule(output_scale=0.0), ValueError, "output_scale must be"),
     "unroll steps": (
         lambda: unroll(SGDRule(0.1), loss, {"a": torch.ones(1)}, SGDRule(0.1).init_state({}), steps=-1),

@@ -30,6 +30,7 @@ SETUPS = {
     "`LSTMRule`, log/sign, 2 x 20 units": (LSTMRule(), None),
     "`LSTMRule`, moments, 2 x 20 units": (LSTMRule("moments"), None),
     "`LSTMRule`, moments, 1 x 10 units": (LSTMRule("moments", 10, 1), None),
+    "`LSTMRule`, moments, 2 x 20 units, 5 secants, as `quadratic`": (LSTMRule("moments", secants=5), None),
     "`MetaLearnerLSTMRule`, 20 units": (MetaLearnerLSTMRule(), None),
     "`HierarchicalRNNRule`": (HierarchicalRNNRule(), None),
     "`HierarchicalRNNRule`, attention": (HierarchicalRNNRule(attention=True), None),

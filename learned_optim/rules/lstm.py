@@ -113,8 +113,8 @@ class LSTMRule(Rule):
         self.output_scale = float(output_scale)
         if bounded is None:
             bounded = not normalised and any(FEATURES[name].bounded for name in self.features)
-        if not 0 <= secants <= 100:
-            raise ValueError(f"LSTMRule: secants must be from 0 to 100, got {secants}")
+        if not (isinstance(secants, int) and 0 <= secants <= 100):
+            raise ValueError(f"LSTMRule: secants must be a whole number from 0 to 100, got {secants!r}")
         self.state_dtype = state_dtype
         self.compiled = False
         self.horizon = horizon
