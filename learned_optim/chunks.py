@@ -13,7 +13,7 @@ from learned_optim.compiling import compiled_step, step
 from learned_optim.eager import may_look
 from learned_optim.reduction import largest
 from learned_optim.rule import Rule
-from learned_optim.together import as_one, small_together
+from learned_optim.together import as_one, joined_, small, small_together
 from learned_optim.types import RuleState, Tensors
 
 CHUNK = 4096
@@ -59,18 +59,20 @@ def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState, *, compiled: bo
         and goes on for others.
     """
     dtype = next((weight.dtype for weight in rule.parameters()), next(iter(grads.values())).dtype)
-    numbers = [grad.numel() for grad in grads.values()]
-    flat = torch.split(torch.empty(sum(numbers), dtype=dtype), numbers)
-    flat_updates = dict(zip(grads, flat, strict=True))
+    updates: Tensors = {}
     for names in _of_one_age(state.per_param, grads):
-        owns = [state.per_param[name] for name in names]
-        keys = [key for key in owns[0] if key != "step"]
-        clocks = [own["step"] for own in owns if "step" in own]
+        owns = {name: state.per_param[name] for name in names}
+        keys = [key for key in owns[names[0]] if key != "step"]
+        clocks = [own["step"] for own in owns.values() if "step" in own]
         clock = {"step": clocks[0].clone()} if clocks else {}
         parts = []
-        for name, own in zip(names, owns, strict=True):
-            grad, dims = grads[name], grads[name].dim()
-            parts.append([_flat(grad, dims), flat_updates[name], *(_flat(own[key], dims) for key in keys)])
+        for run in _runs(names, grads, owns):
+            flat = as_one(grads[name].reshape(-1) for name in run)
+            of_run = torch.empty(flat.numel(), dtype=dtype)
+            rest = {key: owns[run[0]][key].shape[grads[run[0]].dim() :] for key in keys}
+            parts.append([flat, of_run, *(joined_([owns[name][key] for name in run], rest[key]) for key in keys)])
+            shares = torch.split(of_run, [grads[name].numel() for name in run])
+            updates.update(zip(run, shares, strict=True))
         for pieces in _chunks(parts):
             grad, _, *values = (same[0] if len(same) == 1 else torch.cat(same) for same in zip(*pieces, strict=True))
             own = dict(zip(keys, values, strict=True)) | clock
@@ -85,10 +87,7 @@ def step_in_chunks(rule: Rule, grads: Tensors, state: RuleState, *, compiled: bo
             torch._foreach_copy_(places, values)
         if clocks:
             torch._foreach_copy_(clocks, [new.per_param[_ALL]["step"]] * len(clocks))
-    return {
-        name: place if grads[name].dim() == 1 else place.view(grads[name].shape)
-        for name, place in zip(grads, flat, strict=True)
-    }
+    return {name: updates[name] if grad.dim() == 1 else updates[name].view(grad.shape) for name, grad in grads.items()}
 
 
 def _of_one_age(per_param: dict[str, Tensors], grads: Tensors) -> Iterable[list[str]]:
@@ -100,9 +99,18 @@ def _of_one_age(per_param: dict[str, Tensors], grads: Tensors) -> Iterable[list[
     return groups.values()
 
 
-def _flat(tensor: Tensor, dims: int) -> Tensor:
-    """One coordinate after the other, shape (n, ...); of what is contiguous a view."""
-    return tensor if dims == 1 else tensor.reshape(-1, *tensor.shape[dims:])
+def _runs(names: list[str], grads: Tensors, per_param: dict[str, Tensors]) -> Iterator[list[str]]:
+    """The names in their order, neighbours together that are `small` and whose states have the same dtypes."""
+    run: list[str] = []
+    last: list[torch.dtype] = []
+    for name in names:
+        dtypes = [value.dtype for value in per_param[name].values()] if small(grads[name]) else []
+        if run and not (dtypes and dtypes == last):
+            yield run
+            run = []
+        run.append(name)
+        last = dtypes
+    yield run
 
 
 def _chunks(flat: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:

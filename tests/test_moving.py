@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from learned_optim import apply_updates
 from learned_optim.moving import move_
 from learned_optim.reduction import all_finite, all_zero
-from learned_optim.together import SMALL, small_together
+from learned_optim.together import SMALL, joined_, small_together
 
 SHAPES = {
     "weight": (3, 4),
@@ -58,3 +58,31 @@ def test_one_coordinate_in_any_tensor_is_seen(name, value):
     tensors[name][(-1,) * tensors[name].dim()] = value
     assert not bool(all_zero(tensors))
     assert not bool(all_finite(tensors))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_joined_tensors_are_parts_of_the_result_and_stay_the_tensors_that_they_are(dtype):
+    rest = torch.Size((2, 3))
+    tensors = [torch.randn(*shape, *rest).to(dtype) for shape in ((), (4,), (2, 1), (5,))]
+    before = [tensor.clone() for tensor in tensors]
+    whole = joined_(tensors, rest)
+    assert_close(tensors, before, rtol=0, atol=0)
+    assert_close(whole, torch.cat([tensor.reshape(-1, *rest) for tensor in before]), rtol=0, atol=0)
+    whole[1] = 7
+    assert bool((tensors[1][0] == 7).all())
+    again = joined_(tensors, rest)
+    assert (again.data_ptr(), again.shape) == (whole.data_ptr(), whole.shape)  # nothing was moved
+    some = joined_(tensors[1:3], rest)
+    assert some.data_ptr() == tensors[1].data_ptr() == whole[1:].data_ptr()  # nor here
+    between = joined_([tensors[0], tensors[2]], rest)
+    between.zero_()
+    assert not bool(tensors[0].any() or tensors[2].any())
+    assert bool((whole[0] != 0).any())  # what they were parts of before is no longer theirs
+    assert_close(tensors[3], before[3], rtol=0, atol=0)
+
+
+def test_joining_looks_no_further_than_its_own_memory():
+    memory = torch.arange(6.0)
+    first, second = memory[:3].clone(), memory[3:]
+    assert_close(joined_([first, second], torch.Size()), memory)
+    assert_close(joined_([second, first], torch.Size()), torch.tensor([3.0, 4, 5, 0, 1, 2]))

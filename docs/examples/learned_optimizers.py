@@ -83,9 +83,9 @@ CHECKPOINTS = {
         "quadratic@2",
         "An LSTM optimizer for small quadratic functions, the problem of Andrychowicz et al. 2016, section 3.1. Unlike "
         "theirs it sees secants: what its last five steps tell of the curvature of the whole tensor.",
-        "Most of what it can do it could before training, when it is limited-memory BFGS: see the untrained rule in the "
-        "races. It is for functions without noise, as secants of other minibatches tell little; trained on 10 dimensions "
-        "and 100 steps. What is not in the tables was not measured.",
+        "Most of what it can do it could before training, when it is limited-memory BFGS: see the untrained rule in "
+        "the races. It is for functions without noise, as secants of other minibatches tell little; trained on 10 "
+        "dimensions and 100 steps. What is not in the tables was not measured.",
         Guard(adam_lr=0.1, first=1000.0, most=10000.0),
     ),
     "mnist-mlp": Checkpoint(

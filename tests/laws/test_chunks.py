@@ -81,6 +81,41 @@ def test_ever_seen_is_any_of_what_is_remembered(dtype):
 
 
 @torch.no_grad()
+def test_states_of_different_dtypes_keep_them():
+    rule, params, state = setting("moments", num_layers=2)
+    for key in ("hidden_0", "cell_1"):
+        state.per_param["matrix"][key] = state.per_param["matrix"][key].bfloat16()
+    at_once = state
+    for _ in range(3):
+        grads = grads_of(params)
+        updates, at_once = rule(grads, at_once, params)
+        assert chunks.steps_in_chunks(rule, grads, state)
+        assert_close(rule.step_(grads, state, params)[0], updates)
+        assert_close(tuple(state), tuple(at_once))
+
+
+@torch.no_grad()
+def test_small_states_are_moved_together_once_and_saved_each_by_itself(tmp_path):
+    rule, params, _ = setting("log_sign")
+    params = [torch.nn.Parameter(p) for p in params.values()]
+    optimizer = LSTMOptimizer(params, rule=rule)
+    places = []
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+        places.append([optimizer.state[p]["cell_1"].data_ptr() for p in params])
+    assert places[0] == places[1] == places[2]
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    again = LSTMOptimizer([torch.nn.Parameter(p.detach().clone()) for p in params], rule=setting("log_sign")[0])
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for other, p in zip(again.param_groups[0]["params"], params, strict=True):
+        other.grad = p.grad.clone()
+    optimizer.step(), again.step()
+    assert_close([*again.param_groups[0]["params"]], params, rtol=0, atol=0)
+
+
+@torch.no_grad()
 def test_what_is_not_finite_does_not_enter_the_state_of_others():
     rule, params, state = setting("moments")
     rule.step_(grads_of(params), state, params)
