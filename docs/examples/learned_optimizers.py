@@ -89,7 +89,7 @@ CHECKPOINTS = {
         Guard(adam_lr=0.1, first=1000.0, most=10000.0),
     ),
     "mnist-mlp": Checkpoint(
-        "mnist-mlp@4",
+        "mnist-mlp@5",
         "An LSTM optimizer for small networks on images, trained on a single problem: a 784-20-10 sigmoid network on "
         "MNIST, 200 to 1,000 steps.",
         "Beyond 1,000 steps it was not trained; its horizon lets it settle there. It takes small steps where gradients "
