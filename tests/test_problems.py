@@ -112,6 +112,9 @@ FAMILIES = SMOOTH | {
     "layer norm": lambda: NetworkProblems(lambda: curve_net(nn.LayerNorm(4)), curves),
     "normal start": lambda: NetworkProblems(lambda: curve_net(nn.BatchNorm1d(4)), curves, start_std=0.1),
     "images": lambda: ImageClassification(pictures(), lambda: mlp((5,), inputs=64, outputs=3), batch_size=6),
+    "few images": lambda: ImageClassification(
+        pictures(), lambda: mlp((5,), inputs=64, outputs=3), batch_size=6, examples=9
+    ),
     "colours": lambda: ImageClassification(pictures(colours=3), small_conv, batch_size=6),
     "residual": lambda: ImageClassification(
         pictures(colours=3), partial(res_net, 4, size=8, colours=3, outputs=3), batch_size=6
@@ -288,6 +291,27 @@ def test_pooled_images_are_means_of_squares():
     assert_close(family.images.train_x, mean.round().to(torch.uint8))
     with pytest.raises(ValueError, match="pool must divide the images' size of 8, got 3"):
         ImageClassification(images, pool=3)
+
+
+def test_each_problem_has_images_of_its_own_where_few_are_asked_for():
+    images = pictures()
+    make = partial(ImageClassification, images, lambda: mlp((5,), inputs=64, outputs=3), batch_size=200)
+    family = make(examples=4)
+    known = images.train_x.float() / 255
+    seen = []
+    for i in range(3):
+        problem = family.sample(seeded(i))
+        x, y = problem.batch(seeded("batch"))
+        same = (x[:, None] == known).all(dim=-1).all(dim=-1)  # (200, 25), which image each is
+        assert (same.sum(dim=1) == 1).all()
+        assert torch.equal(images.train_y[same.int().argmax(dim=1)], y)
+        seen.append(frozenset(same.int().argmax(dim=1).tolist()))
+        assert len(seen[-1]) == 4
+        assert_close(problem.batch(seeded("batch")), (x, y), rtol=0, atol=0)
+    assert len(set(seen)) > 1
+    for wrong in (0, 26):
+        with pytest.raises(ValueError, match=f"examples must be 1 to the 25 images there are, got {wrong}"):
+            make(examples=wrong)
 
 
 def test_data_of_each_problem_and_all_of_it_in_each_batch():
