@@ -155,11 +155,15 @@ class _Handed(torch.autograd.Function):
 def _compiled(graph: torch.fx.GraphModule, leaves: list[Tensor]) -> Callable[..., Any]:
     """The graph's fastest form, or the graph itself where there is no compiler.
 
-    What `torch.compile` would look at in each call, the key to the graph has told already.
+    What `torch.compile` would look at in each call, the key to the graph has told already. On CPU what calls the kernels
+    is C++, too: in Python it takes as long as small kernels do.
     """
+    options = {"cpp_wrapper": all(leaf.device.type == "cpu" for leaf in leaves)}
+    for node in graph.graph.nodes:
+        node.meta.pop("val", None)  # each traced in a mode of its own, which the compiler refuses to mix
     try:
         with torch.no_grad():
-            function: Callable[..., Any] = torch._inductor.compile(graph, [*leaves])
+            function: Callable[..., Any] = torch._inductor.compile(graph, [*leaves], options=options)
             function(*leaves)
     except (torch._dynamo.exc.BackendCompilerFailed, torch._inductor.exc.InvalidCxxCompiler) as error:
         warnings.warn(f"compile=True goes on without a compiler: {str(error).splitlines()[0]}", stacklevel=5)
