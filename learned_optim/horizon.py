@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-def checked_horizon(name: str, given: object) -> int | None:
-    """The horizon of a rule of that class.
+def checked_horizon(name: str, given: object, what: str = "horizon") -> int | None:
+    """The horizon of a rule of that class, or another number of steps of it.
 
     Raises:
         ValueError: It is not a whole number >= 1.
@@ -15,7 +15,7 @@ def checked_horizon(name: str, given: object) -> int | None:
     if given is None:
         return None
     if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise ValueError(f"{name}: horizon must be a whole number of steps >= 1, or None, got {given!r}")
+        raise ValueError(f"{name}: {what} must be a whole number of steps >= 1, or None, got {given!r}")
     return given
 
 

@@ -104,6 +104,7 @@ RULES: dict[str, MakeRule] = {
     "lstm-magnitude": lstm(features=("moments", "magnitude"), num_layers=1),
     "lstm-time-scales": lstm(features=("time_scales", "step_count"), shortcut=True),
     "lstm-horizon": lstm(horizon=2, num_layers=1),
+    "lstm-counts-less": lstm(features=("moments", "step_count"), horizon=3, count_until=2, num_layers=1),
     "lstm-counts-to-horizon": lstm(features=("moments", "step_count"), horizon=2, num_layers=1),
     "lstm-normalised": lstm(features=("log_sign", "step_count"), normalised=True, num_layers=1),
     "lstm-normalised-moves-unseen": lstm(features="moments", normalised=True, num_layers=1, move_unseen=True),

@@ -131,6 +131,12 @@ CASES = {
     ),
     "rates from zero": (lambda: HierarchicalRNNRule(rates=(0, 1)), ValueError, r"above 0, got \(0, 1\)"),
     "no step to the horizon": (lambda: LSTMRule(horizon=0), ValueError, "horizon must be a whole number .* got 0"),
+    "a count to nowhere": (
+        lambda: LSTMRule("step_count", count_until=0),
+        ValueError,
+        "count_until must be a whole number .* got 0",
+    ),
+    "until without a count": (lambda: LSTMRule(count_until=9), ValueError, "count_until=9 needs .*'step_count'"),
     "half a step": (lambda: HierarchicalRNNRule(horizon=2.5), ValueError, "horizon must be .* got 2.5"),
     "no invariant steps": (
         lambda: HierarchicalRNNRule(invariant_steps=(0, 500)),

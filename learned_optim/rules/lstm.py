@@ -57,6 +57,8 @@ class LSTMRule(Rule):
         horizon: The number of steps after which updates shrink as horizon / t, and ``"step_count"`` stands still, so
             that a rule settles where it would otherwise go on with what it never was trained for; None for never. It
             may be set as an attribute too, before an optimizer begins.
+        count_until: Where ``"step_count"`` stands still, if not at the horizon: counts beyond those that a rule was
+            trained on are new to it, long before its steps should shrink.
         state_dtype: In which hidden and cell values are kept between steps, a floating-point dtype or its name;
             ``"bfloat16"`` halves their memory. By default, and within a step always, that of the weights. It may be set
             as an attribute too, before an optimizer begins.
@@ -70,8 +72,8 @@ class LSTMRule(Rule):
     remember; with a horizon or secants, ``step`` per tensor.
 
     Raises:
-        ValueError: An unknown feature, a size, scale, horizon or number of secants out of range, or a ``state_dtype``
-            that is none.
+        ValueError: An unknown feature, a size, scale, horizon or number of secants out of range, a ``state_dtype`` that
+            is none, or ``count_until`` without a count.
 
     Source: Andrychowicz et al. 2016, section 2.1; Lv et al. 2017, section 4, for ``"moments"`` and ``bounded``;
     Wichrowska et al. 2017, section 3.2, and Celo2 2026 for an update that is normalised over its tensor;
@@ -95,6 +97,7 @@ class LSTMRule(Rule):
         normalised: bool = False,
         secants: int = 0,
         horizon: int | None = None,
+        count_until: int | None = None,
         state_dtype: torch.dtype | str | None = None,
     ) -> None:
         super().__init__()
@@ -117,6 +120,9 @@ class LSTMRule(Rule):
             raise ValueError(f"LSTMRule: secants must be a whole number from 0 to 100, got {secants!r}")
         self.state_dtype = state_dtype
         self.compiled = False
+        self.count_until = checked_horizon("LSTMRule", count_until, "count_until")
+        if count_until is not None and "step_count" not in self.features:
+            raise ValueError(f"LSTMRule: count_until={count_until} needs the feature 'step_count', got {self.features}")
         self.horizon = horizon
         if bounded and normalised:
             raise ValueError("LSTMRule: an output is bounded or normalised, not both")
@@ -154,7 +160,8 @@ class LSTMRule(Rule):
     @horizon.setter
     def horizon(self, given: int | None) -> None:
         self._horizon = checked_horizon("LSTMRule", given)
-        known = FEATURES if given is None else FEATURES | {"step_count": StepCount(until=given)}
+        until = self.count_until or given
+        known = FEATURES if until is None else FEATURES | {"step_count": StepCount(until=until)}
         self._features = [known[name] for name in self.features]
 
     def reset_parameters(self) -> None:
@@ -318,7 +325,7 @@ class LSTMRule(Rule):
     def config(self) -> dict[str, Any]:
         # Named where they are chosen only: states that were saved before there was a choice still fit.
         dtype = None if self.state_dtype is None else str(self.state_dtype).removeprefix("torch.")
-        kept = {"horizon": self.horizon, "state_dtype": dtype}
+        kept = {"horizon": self.horizon, "count_until": self.count_until, "state_dtype": dtype}
         return {
             "features": list(self.features),
             "hidden_size": self.hidden_size,

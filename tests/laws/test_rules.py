@@ -251,7 +251,7 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
-def slow_features(features, grads, horizon):
+def slow_features(features, grads, until):
     """Inputs of one coordinate at each step, in plain Python; the coordinate's first gradient is not zero."""
     m = v = square = 0.0
     scales = {decay: (0.0, 0.0) for decay in (0.5, 0.9, 0.99, 0.999)}
@@ -266,7 +266,7 @@ def slow_features(features, grads, horizon):
             elif name == "plain":
                 row += [g]
             elif name == "step_count":
-                row += [math.tanh(min(t, horizon) / x - 1) for x in (10, 30, 100, 300, 1000, 3000, 10000)]
+                row += [math.tanh(min(t, until) / x - 1) for x in (10, 30, 100, 300, 1000, 3000, 10000)]
             elif name == "magnitude":
                 square = 0.9 * square + 0.1 * g * g
                 row += [math.log(square / (1 - 0.9**t) + math.exp(-20)) / 20]
@@ -318,7 +318,8 @@ def slow_lstm(rule, grads, more):
     hidden = [[0.0] * size for _ in rule.weights]
     cell = [[0.0] * size for _ in rule.weights]
     outputs = []
-    for own, added in zip(slow_features(rule.features, grads, rule.horizon or math.inf), more, strict=True):
+    until = rule.count_until or rule.horizon or math.inf
+    for own, added in zip(slow_features(rule.features, grads, until), more, strict=True):
         x = row = own + added
         for layer, (weight, bias) in enumerate(zip(rule.weights, rule.biases, strict=True)):
             joined = [*x, *hidden[layer]]
