@@ -155,8 +155,8 @@ class _Handed(torch.autograd.Function):
 def _compiled(graph: torch.fx.GraphModule, leaves: list[Tensor]) -> Callable[..., Any]:
     """The graph's fastest form, or the graph itself where there is no compiler.
 
-    What `torch.compile` would look at in each call, the key to the graph has told already. On CPU kernels are called from
-    C++: from Python that takes as long as small ones do.
+    What `torch.compile` would look at in each call, the key to the graph has told already. On CPU kernels are called
+    from C++: from Python that takes as long as small ones do.
     """
     options = {"cpp_wrapper": all(leaf.device.type == "cpu" for leaf in leaves)}
     for node in graph.graph.nodes:
