@@ -114,7 +114,7 @@ CHECKPOINTS = {
         "problems of the rows above, those on five classes apart; networks of other widths may want others. What it "
         "does without batch normalisation, with other images and beyond 1,000 steps was not measured.",
         Guard(),
-        {"output_scale": 0.025, "horizon": 800, "count_until": 250},
+        {"output_scale": 0.03, "horizon": 500, "count_until": 250},
     ),
     "default": Checkpoint(
         "default@3",
