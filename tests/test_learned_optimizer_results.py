@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from learned_optim import load_checkpoint, read_guard, read_record
-from learned_optim.race import BASELINES, page
+from learned_optim.race import BASELINES, entrant, page
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "docs" / "examples" / "learned_optimizers.py"
@@ -52,9 +52,7 @@ def test_each_race_is_that_of_its_row(name):
     assert (result.problem, result.steps) == (row.problem, row.steps)
     assert f"race {name}" in result.command
     learned = [entry for entry in result.entries if not entry.hand_designed]
-    assert [entry.name for entry in learned] == [
-        f"LSTM ({row.checkpoint})", *(f"untrained ({name.partition(':')[2]})" for name in row.beside)
-    ]  # fmt: skip
+    assert [entry.name for entry in learned] == [entrant(n).name for n in (f"lstm:{row.checkpoint}", *row.beside)]
     assert {entry.name for entry in result.entries if entry.hand_designed} == {
         BASELINES[name].name for name in row.baselines
     }
